@@ -1,0 +1,13 @@
+"""The data: where samples come from, how the classes are partitioned, how batches are made.
+
+    sources    digits, CIFAR-10, CIFAR-100 and image folders as uint8 tensors
+    partition  deposit set and preservation set, with a hash of the samples
+    batches    shuffled, augmented, normalised batches made on the training device
+"""
+
+from datasets.batches import ImageSet, batches
+from datasets.partition import Partition, load_images, make_partition, read_partition
+from datasets.sources import DATASETS, open_source
+
+__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "load_images", "make_partition",
+           "open_source", "read_partition"]

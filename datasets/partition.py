@@ -1,0 +1,237 @@
+"""The partition of the full set D into the deposit set D_r and the preservation set, class by class."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import torch
+
+from datasets.batches import ImageSet
+from datasets.sources import DATASETS, SPLITS, FolderSource, open_source
+from utils.checkpoint import load_json, save_json
+from utils.errors import UserError
+
+FORMAT = "lirf-partition/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The manifest that partition_data.py writes and every later stage reads.
+
+    samples[split] holds, a class each, the number of samples and the SHA-256 of their list, so that
+    a stage can check the classes that it reads without touching the others. mean and std are those of
+    the training pixels, per channel, in [0, 1]. val_fraction of each class's training samples are
+    held out as the split "val" and never trained on.
+    """
+
+    dataset: str
+    layout: str
+    image_size: int
+    class_names: list
+    deposit_classes: list
+    preserved_classes: list
+    draw: str
+    seed: int
+    val_fraction: float
+    mean: list
+    std: list
+    samples: dict
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def data_hash(self):
+        """SHA-256 of what the samples are, whichever classes are deposited."""
+        return _hash({"dataset": self.dataset, "image_size": self.image_size, "class_names": self.class_names,
+                      "val_fraction": self.val_fraction, "samples": self.samples})
+
+    @property
+    def hash(self):
+        """SHA-256 of the samples and of the deposit classes: equal for runs that may be compared."""
+        return _hash([self.data_hash, self.deposit_classes])
+
+    def classes(self, subset):
+        """Class ids of the subset "all", "deposit" or "preservation"."""
+        return {"all": list(range(self.num_classes)), "deposit": self.deposit_classes,
+                "preservation": self.preserved_classes}[subset]
+
+    def counts(self):
+        """{split: {subset: number of samples}}; train excludes what is held out as val."""
+        counts = {}
+        for split in ("train", "val", "test"):
+            counts[split] = {}
+            for subset in ("all", "deposit", "preservation"):
+                sizes = [len(self.rows(split, c)) for c in self.classes(subset)]
+                counts[split][subset] = sum(sizes)
+        return counts
+
+    def rows(self, split, class_id):
+        """Which of a class's samples belong to a split, as an index tensor.
+
+        train and val divide a class's training samples by a draw that is the same for every seed and
+        every choice of deposit classes, so that one original network serves them all.
+        """
+        size = self.samples["test" if split == "test" else "train"][class_id]["count"]
+        if split == "test":
+            return torch.arange(size)
+        held_out = round(self.val_fraction * size)
+        generator = torch.Generator().manual_seed(class_id)
+        order = torch.randperm(size, generator=generator)
+        return (order[:held_out] if split == "val" else order[held_out:]).sort().values
+
+    def as_dict(self):
+        """Plain types, for the manifest and for checkpoints."""
+        return {"format": FORMAT, **dataclasses.asdict(self), "counts": self.counts(),
+                "data_hash": self.data_hash, "hash": self.hash}
+
+    @classmethod
+    def from_dict(cls, content, where):
+        """Check and rebuild; raises UserError, naming `where`, when the manifest makes no sense."""
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            partition = cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
+            partition._check()
+            if content["hash"] != partition.hash:
+                raise ValueError("it was changed after it was written")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+            raise UserError(f"{where} is not a partition of this project ({reason}): "
+                            f"write it again with partition_data.py") from None
+        return partition
+
+    def _check(self):
+        ids = list(range(self.num_classes))
+        for value, kind in ((self.image_size, int), (self.seed, int), (self.val_fraction, (int, float))):
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{value!r} is not a number")
+        if self.dataset not in DATASETS or not 1 <= self.image_size <= 4096 or not 0 <= self.val_fraction < 1:
+            raise ValueError("its data set, image size or validation fraction is unknown or out of range")
+        if sorted(self.deposit_classes + self.preserved_classes) != ids:
+            raise ValueError("its deposit and preserved classes do not divide the classes")
+        if not self.deposit_classes or not self.preserved_classes:
+            raise ValueError("its deposit or preservation set is empty")
+        if not all(isinstance(name, str) and name and os.path.basename(name) == name and name not in (".", "..")
+                   for name in self.class_names):
+            raise ValueError("a class name is not a plain folder name")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 <= m <= 1 for m in self.mean) or not all(
+                0 < s <= 1 for s in self.std):
+            raise ValueError("its mean or std is not three numbers of [0, 1]")
+        for split in SPLITS:
+            if len(self.samples[split]) != len(ids) or not all(
+                    isinstance(s["count"], int) and 0 <= s["count"] <= 10**8 and isinstance(s["sha256"], str)
+                    for s in self.samples[split]):
+                raise ValueError("its sample lists do not fit its classes")
+
+
+def _hash(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random", seed=0, val_fraction=0.0,
+                   image_size=None, download=True):
+    """Open a data set and draw the deposit classes.
+
+    listed: names or ids (as text) of the deposit classes, instead of a draw of round(fraction * classes);
+    draw: "random", or "first" for the authors' choice of the first classes. Raises UserError when a class
+    is unknown, when none or all would be deposited, or when the data cannot be read.
+    """
+    source = open_source(dataset, data_dir, download=download, image_size=image_size)
+    names = source.class_names
+    if listed is not None:
+        deposit, draw = _listed_classes(listed, names), "listed"
+    else:
+        size = round(fraction * len(names))
+        if not 0 < size < len(names):
+            raise UserError(f"--deposit_fraction {fraction} deposits {size} of {len(names)} classes: "
+                            f"at least one class must be deposited and one preserved")
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+        deposit = sorted(order[:size]) if draw == "random" else list(range(size))
+    samples = {split: [dict(zip(("count", "sha256"), source.samples(split, c))) for c in range(len(names))]
+               for split in SPLITS}
+    for split in SPLITS:
+        for name, sample in zip(names, samples[split]):
+            if sample["count"] == 0:
+                raise UserError(f"class '{name}' has no {split} image in {data_dir}")
+    mean, std = _pixel_statistics(source)
+    source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
+    return Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
+                     deposit_classes=deposit, preserved_classes=[c for c in range(len(names)) if c not in deposit],
+                     draw=draw, seed=seed, val_fraction=val_fraction, mean=mean, std=std, samples=samples)
+
+
+def _listed_classes(listed, names):
+    entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
+    deposit = set()
+    for entry in entries:
+        # a name wins over an id: the digits are named "0" to "9"
+        if entry in names:
+            deposit.add(names.index(entry))
+        elif entry.isdecimal() and int(entry) < len(names):
+            deposit.add(int(entry))
+        else:
+            raise UserError(f"--deposit_classes: '{entry}' is no class; the classes are {', '.join(names)}")
+    if not deposit:
+        raise UserError("--deposit_classes is empty: name at least one class")
+    if len(deposit) == len(names):
+        raise UserError("--deposit_classes names every class: at least one must be preserved")
+    return sorted(deposit)
+
+
+def _pixel_statistics(source):
+    """Mean and standard deviation per channel of all training pixels, in [0, 1]; a class at a time."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for class_id in range(len(source.class_names)):
+        images, _ = source.load("train", [class_id])
+        for chunk in images.split(1000):
+            pixels = chunk.double() / 255
+            total += pixels.sum((0, 2, 3))
+            squares += pixels.square().sum((0, 2, 3))
+            count += pixels[:, 0].numel()
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(1e-6).sqrt()
+    return [round(m, 4) for m in mean.tolist()], [max(round(s, 4), 1e-3) for s in std.tolist()]
+
+
+def read_partition(path):
+    """Read a manifest. Raises UserError when it is missing or damaged."""
+    return Partition.from_dict(load_json(path), path)
+
+
+def save_partition(path, partition):
+    """Write a manifest, atomically."""
+    save_json(path, partition.as_dict())
+
+
+def load_images(partition, data_dir, split, class_ids, *, download=False):
+    """Read the images of some classes: an ImageSet, labels being class ids.
+
+    split: "train", "val" or "test". Of a folder, images of other classes are not opened. Raises
+    UserError when the samples are not those that were partitioned.
+    """
+    stored = "test" if split == "test" else "train"
+    if partition.layout == "folder":
+        if not os.path.isdir(os.path.join(data_dir, stored)):
+            raise UserError(f"{os.path.join(data_dir, stored)} does not exist: "
+                            f"--data_dir must be the image folder that was partitioned")
+        source = FolderSource(data_dir, partition.class_names, partition.image_size)
+    else:
+        source = open_source(partition.dataset, data_dir, download=download, image_size=partition.image_size)
+    for class_id in class_ids:
+        expected = partition.samples[stored][class_id]
+        if source.samples(stored, class_id) != (expected["count"], expected["sha256"]):
+            raise UserError(f"the {stored} images of class '{partition.class_names[class_id]}' in {data_dir} are not "
+                            f"those that were partitioned: use the same data, or partition again")
+    if split == "val" and partition.val_fraction == 0:
+        raise UserError("the partition holds out no validation images: write one with "
+                        "partition_data.py --val_fraction")
+    images, labels = source.load(stored, class_ids)
+    offset, rows = 0, []
+    for class_id in class_ids:
+        rows.append(offset + partition.rows(split, class_id))
+        offset += partition.samples[stored][class_id]["count"]
+    rows = torch.cat(rows)
+    return ImageSet(images[rows], labels[rows], partition.mean, partition.std, DATASETS[partition.dataset].flip)

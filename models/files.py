@@ -1,0 +1,83 @@
+"""Networks from and to checkpoint files."""
+
+import math
+
+from datasets.partition import Partition
+from models.deposit import shape_like
+from models.recover import MERGE_RULES, RecoverNetwork
+from models.resnet import build_network, split_network
+from utils.checkpoint import load_checkpoint, load_into
+from utils.errors import UserError
+
+
+def describe(arch, classes, partition, **more):
+    """The entries that every checkpoint of a network has: what the file fits."""
+    return {"arch": arch, "classes": list(classes), "partition": partition.as_dict(), **more}
+
+
+def read(path, kind):
+    """Load and check a checkpoint of a network: (its content, its Partition)."""
+    content = load_checkpoint(path, kind)
+    partition = Partition.from_dict(content.get("partition") or {}, path)
+    classes = content.get("classes")
+    if not isinstance(classes, list) or sorted(set(classes)) != classes or not set(classes) <= set(
+            range(partition.num_classes)) or not classes:
+        raise UserError(f"{path} is damaged (its classes do not fit its partition): write it again")
+    if not isinstance(content.get("arch"), str):
+        raise UserError(f"{path} is damaged (its architecture is missing): write it again")
+    return content, partition
+
+
+def network_of(content, partition, path):
+    """The whole network (stem .. head) of an original, independent or target checkpoint, in eval mode."""
+    network = build_network(content["arch"], len(content["classes"]), partition.image_size)
+    load_into(network, content["tensors"], path)
+    return network.eval()
+
+
+def deposit_module_of(content, partition, path):
+    """The deposit module T_r of a deposit checkpoint, in eval mode."""
+    module = _empty_lower(content, partition, path)
+    load_into(shape_like(module, content["tensors"], path), content["tensors"], path)
+    return module.eval()
+
+
+def scale_of(content, path):
+    """The number s of `spread_ratio` in a deposit or recover checkpoint."""
+    scale = content.get("scale")
+    if not isinstance(scale, float) or not math.isfinite(scale) or scale <= 0:
+        raise UserError(f"{path} is damaged (its scale is no positive number): write it again")
+    return scale
+
+
+def load_network(path):
+    """The network in any of this project's checkpoints but deposit.pt, in eval mode, ready for
+    ``network(datasets.batches.normalise(images, partition.mean, partition.std))``.
+
+    Returns (network, partition). Raises UserError as :func:`utils.checkpoint.load_checkpoint` does.
+    """
+    content, partition = read(path, ("original", "independent", "target", "recover"))
+    if content["kind"] != "recover":
+        return network_of(content, partition, path), partition
+    if content.get("merge") not in MERGE_RULES:
+        raise UserError(f"{path} is damaged (its merge rule is unknown): write it again")
+    full = build_network(content["arch"], partition.num_classes, partition.image_size)
+    target, upper = split_network(full, _split_of(content, path))
+    part = {name[len("deposit."):]: t for name, t in content["tensors"].items() if name.startswith("deposit.")}
+    deposit = shape_like(_empty_lower(content, partition, path), part, path)
+    network = RecoverNetwork(target, deposit, upper, partition.preserved_classes, partition.deposit_classes,
+                             content["merge"], scale_of(content, path))
+    load_into(network, content["tensors"], path)
+    return network.eval(), partition
+
+
+def _split_of(content, path):
+    split_at = content.get("split_at")
+    if not isinstance(split_at, int):
+        raise UserError(f"{path} is damaged (its split point is missing): write it again")
+    return split_at
+
+
+def _empty_lower(content, partition, path):
+    full = build_network(content["arch"], partition.num_classes, partition.image_size)
+    return split_network(full, _split_of(content, path))[0]

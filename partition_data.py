@@ -1,0 +1,53 @@
+"""Stage 1: divide the classes of a data set into deposit set D_r and preservation set, and write the manifest."""
+
+import os
+
+from datasets import DATASETS, make_partition
+from datasets.partition import read_partition, save_partition
+from utils.cli import bounded, make_parser, run
+from utils.errors import UserError
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=list(DATASETS), default="cifar10",
+                      help="digits: embedded in scikit-learn; cifar10, cifar100: torchvision's download or an image "
+                           "folder; folder: any train/<class>/, test/<class>/")
+    data.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
+    data.add_argument("--image_size", type=bounded(int, 8, 1024), default=None,
+                      help="side of the square images; 32, or for folder the shorter side of its first image")
+    data.add_argument("--val_fraction", type=bounded(float, 0, 0.9), default=0.0,
+                      help="share of each class's training images held out as the split val, for choosing settings")
+    choice = parser.add_argument_group("deposit set D_r")
+    choice = choice.add_mutually_exclusive_group()
+    choice.add_argument("--deposit_fraction", type=bounded(float, 0, 1), default=0.3,
+                        help="share of the classes that are deposited (30 %% in the paper)")
+    choice.add_argument("--deposit_classes", default=None,
+                        help="names or ids of the deposit classes, separated by commas, instead of a draw")
+    parser.add_argument("--draw", choices=["random", "first"], default="random",
+                        help="which classes are deposited: drawn at random (paper) or the first (authors' code)")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0,
+                        help="seed of the draw")
+    parser.add_argument("--out", default=os.path.join("checkpoints", "lirf", "partition.json"),
+                        help="manifest to write")
+    return parser
+
+
+def main(args):
+    partition = make_partition(args.dataset, args.data_dir, fraction=args.deposit_fraction,
+                               listed=args.deposit_classes, draw=args.draw, seed=args.seed,
+                               val_fraction=args.val_fraction, image_size=args.image_size)
+    if os.path.exists(args.out) and read_partition(args.out) != partition:
+        raise UserError(f"{args.out} holds another partition: name another --out, or remove that one")
+    save_partition(args.out, partition)
+    counts = partition.counts()
+    for subset in ("deposit", "preservation"):
+        names = ", ".join(partition.class_names[c] for c in partition.classes(subset))
+        print(f"{subset} set: {names} ({counts['train'][subset]} train, {counts['val'][subset]} val, "
+              f"{counts['test'][subset]} test images)")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

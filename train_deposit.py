@@ -1,0 +1,210 @@
+"""Stage 3, deposit: from T0 and the deposit set D_r alone, train the target network T, which forgets the deposit
+classes, and the deposit module T_r, which holds their knowledge. No image of the preservation set is trained on."""
+
+import copy
+import os
+
+import torch
+
+from datasets import batches, load_images, read_partition
+from datasets.batches import steps_per_epoch
+from models import build_deposit_module, cost, split_network, spread_ratio
+from models.files import describe, network_of, read
+from models.recover import concat
+from utils import losses
+from utils.checkpoint import checksum, save_checkpoint
+from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
+from utils.errors import UserError
+from utils.metrics import evaluate, record_original, table1
+from utils.run import LossMeter, TrainingRun, already_done, learning_rate, settings_of, take_step
+from utils.runtime import Runtime
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    files = parser.add_argument_group("files")
+    files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+                       help="folder of the run: gets target.pt, deposit.pt, the logs and the resumable state")
+    files.add_argument("--data_dir", default="data", help="folder that holds the data set")
+    files.add_argument("--original", default=None, help="T0, of train_scratch.py; unset: original.pt in --save_path")
+    files.add_argument("--partition", default=None,
+                       help="manifest with the deposit classes, over the data that T0 was trained on; "
+                            "unset: the one in T0's file")
+    network = parser.add_argument_group("networks")
+    network.add_argument("--split_at", type=bounded(int), default=2,
+                         help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-)")
+    network.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.5,
+                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
+    loss = parser.add_argument_group("loss L = L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re "
+                                     "(the paper's weights are not known: these defaults are ours)")
+    weight = bounded(float, 0)
+    loss.add_argument("--lambda_at", type=weight, default=10.0,
+                      help="weight of L_at, maximised within L_kr: T's attention maps leave T0's")
+    loss.add_argument("--lambda_kp", type=weight, default=1.0,
+                      help="weight of L_kp: T keeps T0's answers on the preserved classes")
+    loss.add_argument("--lambda_pt", type=weight, default=1.0,
+                      help="weight of L_pt: T_r takes T0's answers on the deposit classes")
+    loss.add_argument("--lambda_re", type=weight, default=0.1, help="weight of L_re: T_r is easy to withdraw")
+    loss.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0,
+                      help="T of the distillations L_kp and L_pt")
+    switches = parser.add_argument_group("choices that the paper leaves open")
+    # A random label that hits the true class teaches what is to be forgotten, once in ten images.
+    switches.add_argument("--random_label", choices=["wrong", "any"], default="wrong",
+                          help="y_r of L_kr: drawn among the wrong classes, or among all (authors' code)")
+    # L_re asks for the true class; through z_T it would undo what L_kr does to T.
+    switches.add_argument("--re_target", choices=["detached", "attached"], default="detached",
+                          help="whether L_re's gradient also reaches T through z_T (attached: authors' code)")
+    # D_r holds a few classes only: statistics taken on it fit neither the preserved classes nor the upper part.
+    switches.add_argument("--bn_stats", choices=["frozen", "updated"], default="frozen",
+                          help="batch norm of lower_T and T_r: T0's statistics, or the batch's, and updated on D_r")
+    # T, T_r and T~ share one upper part; a trained one is no longer T0's, which L_kp and L_pt compare with.
+    switches.add_argument("--upper", choices=["frozen", "trained"], default="frozen",
+                          help="whether the shared upper part stays T0's")
+    # On D_r alone, far from T0's data, single steps can explode in bfloat16: hence a limit by default below.
+    add_optimiser_args(parser, epochs=10, lr=0.01, schedule="cosine")
+    parser.set_defaults(clip_norm=5.0)
+    add_running_args(parser)
+    return parser
+
+
+class Deposit(torch.nn.Module):
+    """T0 (frozen), lower_T, T_r and the upper part they share, with the losses of one step."""
+
+    def __init__(self, original, partition, args):
+        super().__init__()
+        self.original_lower, self.original_upper = split_network(original.requires_grad_(False), args.split_at)
+        self.target = copy.deepcopy(self.original_lower).requires_grad_(True)
+        self.deposit = build_deposit_module(self.target, args.prune_ratio, partition.image_size)
+        self.upper = self.original_upper
+        if args.upper == "trained":
+            self.upper = copy.deepcopy(self.original_upper).requires_grad_(True)
+        self.args, self.num_classes = args, partition.num_classes
+        self.register_buffer("preserved", torch.tensor(partition.preserved_classes))
+        self.register_buffer("deposited", torch.tensor(partition.deposit_classes))
+
+    def trained(self):
+        """{name: module} of what the deposit changes."""
+        modules = {"target": self.target, "deposit": self.deposit}
+        return {**modules, "upper": self.upper} if self.args.upper == "trained" else modules
+
+    def train(self, mode=True):
+        # T0 and a frozen upper part stay in eval mode whatever their parent does, and with --bn_stats
+        # frozen batch norm is the whole difference between the modes.
+        super().train(False)
+        for module in self.trained().values() if self.args.bn_stats == "updated" else ():
+            module.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, x, y, generator, autocast):
+        """The named losses of one batch (x, y) of D_r; their sum "loss" is to be minimised."""
+        args = self.args
+        with autocast():
+            with torch.no_grad():
+                f_0 = self.original_lower(x)
+                z_0 = self.original_upper(f_0)
+            f_t = self.target(x)
+            z_t = self.upper(f_t)
+            z_r = self.upper(self.deposit(x))
+        z_re = concat(z_t.detach() if args.re_target == "detached" else z_t, z_r,
+                      self.preserved, self.deposited, scale=None)
+        y_r = losses.draw_random_labels(y, self.num_classes, args.random_label == "wrong", generator)
+        l_at = losses.attention_transfer(f_t, f_0)
+        l_kr = losses.knowledge_removal(z_t, y_r, l_at, args.lambda_at)
+        l_kp = losses.knowledge_preserving(z_t, z_0, self.preserved, args.temperature)
+        l_pt = losses.partial_transfer(z_r, z_0, self.deposited, args.temperature)
+        l_re = losses.recoverability(z_re, y)
+        total = l_kr + args.lambda_kp * l_kp + args.lambda_pt * l_pt + args.lambda_re * l_re
+        return {"l_kr": l_kr, "l_at": l_at, "l_kp": l_kp, "l_pt": l_pt, "l_re": l_re, "loss": total}
+
+
+def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):
+    """One pass over D_r; returns the mean of every loss."""
+    networks.train()
+    meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
+    generator = runtime.generator(epoch)
+    data = batches(images, args.batch_size, runtime.device, generator=generator)
+    for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
+        terms = networks(x, y, generator, runtime.autocast)
+        meter.update(terms, len(y))
+        take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
+    return meter.means()
+
+
+@torch.no_grad()
+def measure_scale(networks, images, runtime, batch_size=1000):
+    """s of the merge rule `calibrated`, over D_r as it is (no augmentation), in eval mode."""
+    networks.eval()
+    z_0, z_t = [], []
+    for x, _ in batches(images, batch_size, runtime.device):
+        with runtime.autocast():
+            z_0.append(networks.original_upper(networks.original_lower(x)).float())
+            z_t.append(networks.upper(networks.target(x)).float())
+    return spread_ratio(torch.cat(z_0), torch.cat(z_t), networks.preserved)
+
+
+def open_test_set(partition, args, device):
+    """The test set, for the log alone; None, with a word, where it cannot be read."""
+    try:
+        return load_images(partition, args.data_dir, "test", partition.classes("all")).to(device)
+    except UserError as reason:
+        print(f"no accuracies will be logged: {reason}", flush=True)
+        return None
+
+
+def main(args):
+    runtime = Runtime(args)
+    original_path = args.original or os.path.join(args.save_path, "original.pt")
+    content, partition = read(original_path, "original")
+    if args.partition is not None:
+        chosen = read_partition(args.partition)
+        if chosen.data_hash != partition.data_hash:
+            raise UserError(f"{args.partition} partitions other data than {original_path} was trained on: "
+                            f"partition that data, or name another --original")
+        partition = chosen
+    original = network_of(content, partition, original_path)
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision"),
+                           partition=partition.hash, precision=runtime.precision, original=content["checksum"])
+    out = os.path.join(args.save_path, "deposit.pt")
+    if already_done(out, "deposit", "deposit", settings):
+        return
+    split_network(original, args.split_at)  # an impossible cut is told before the data are read
+    training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
+
+    images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
+    tests = open_test_set(partition, args, runtime.device)
+
+    networks = runtime.place(Deposit(original, partition, args))
+    before, after = (cost(part, partition.image_size) for part in (networks.original_lower, networks.deposit))
+    for unit in before:
+        print(f"deposit module: {after[unit]:,} of the lower part's {before[unit]:,} {unit} "
+              f"({100 * after[unit] / before[unit]:.1f} %)", flush=True)
+    optimizer = torch.optim.SGD([p for m in networks.trained().values() for p in m.parameters()], args.lr,
+                                args.momentum, weight_decay=args.weight_decay)
+    training.track(optimizer, **networks.trained())
+    t0_counts = content["counts"]["test"]
+    for epoch in training.remaining_epochs():
+        figures = train_one_epoch(networks, optimizer, images, runtime, training, args, epoch)
+        if tests is not None:
+            networks.eval()
+            counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, tests,
+                              partition.num_classes, runtime)
+            figures.update({f"target_{name}": value for name, value in
+                            table1(counts["target"], partition, t0_counts).items()})
+        training.end_epoch(epoch, figures)
+
+    scale = measure_scale(networks, images, runtime)
+    fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
+    upper = networks.upper.state_dict()
+    target = save_checkpoint(os.path.join(args.save_path, "target.pt"), "target",
+                             {**networks.target.state_dict(), **upper}, **fits)
+    # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
+    save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, scale=scale, target=target,
+                    upper=checksum(upper), cost={"lower": before, "deposit": after})
+    record_original(args.save_path, partition, content["counts"])
+    training.finish()
+    print(f"wrote target.pt and deposit.pt in {args.save_path} (scale s = {scale:.3f})")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

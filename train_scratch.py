@@ -1,0 +1,123 @@
+"""Stage 2: train the original network T0 on all classes, or an "Independent" network of Table 1 on one subset."""
+
+import os
+
+import torch
+import torch.nn.functional as F
+
+from datasets import batches, load_images, make_partition, read_partition
+from datasets.batches import steps_per_epoch
+from datasets.partition import save_partition
+from models import ARCHITECTURES, build_network
+from models.files import describe
+from utils.checkpoint import save_checkpoint
+from utils.cli import add_optimiser_args, add_running_args, make_parser, run
+from utils.errors import UserError
+from utils.metrics import evaluate, percent, record_original
+from utils.run import LossMeter, TrainingRun, already_done, learning_rate, settings_of, take_step
+from utils.runtime import Runtime
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    files = parser.add_argument_group("files")
+    files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+                       help="folder of the run: gets original.pt, the logs and the resumable state")
+    files.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
+    files.add_argument("--partition", default=None,
+                       help="manifest of partition_data.py; unset: partition.json in --save_path, made for CIFAR-10 "
+                            "with 30 %% of the classes drawn by --seed when absent")
+    network = parser.add_argument_group("network")
+    network.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture of T0")
+    network.add_argument("--subset", choices=["all", "deposit", "preservation"], default="all",
+                         help="all: the original network T0; deposit, preservation: Table 1's Independent network of "
+                              "that subset, with a head of its classes only")
+    # 30 epochs are our choice; the authors' probable recipe is
+    # --epochs 160 --schedule step --milestones 80 120
+    add_optimiser_args(parser, epochs=30, lr=0.1, schedule="cosine")
+    add_running_args(parser)
+    return parser
+
+
+def obtain_partition(args):
+    """The manifest that the flags mean, kept as <save_path>/partition.json."""
+    kept = os.path.join(args.save_path, "partition.json")
+    if args.partition is not None:
+        partition = read_partition(args.partition)
+    elif os.path.exists(kept):
+        partition = read_partition(kept)
+    else:
+        partition = make_partition("cifar10", args.data_dir, seed=args.seed)
+    if not os.path.exists(kept):
+        save_partition(kept, partition)
+    elif read_partition(kept) != partition:
+        raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
+    return partition
+
+
+def train_one_epoch(network, optimizer, images, runtime, run, args, epoch):
+    """One pass over the images; returns {"loss": mean cross-entropy, "lr": last rate}."""
+    network.train()
+    meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
+    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
+        lr = learning_rate(args, epoch * steps + i, steps)
+        with runtime.autocast():
+            logits = network(x)
+        loss = F.cross_entropy(logits.float(), y)
+        meter.update({"loss": loss}, len(y))
+        take_step(optimizer, loss, lr, args.clip_norm)
+    return {**meter.means(), "lr": lr}
+
+
+def evaluation_sets(partition, args, classes, device):
+    """{split: ImageSet} of the test set and, if the partition holds some out, of the validation images."""
+    splits = ["test", "val"] if partition.val_fraction else ["test"]
+    return {split: load_images(partition, args.data_dir, split, classes).to(device) for split in splits}
+
+
+def count_correct(network, images, num_classes, runtime):
+    """Correct and total per class of one network, in eval mode."""
+    network.eval()
+    return evaluate(lambda x, y: {"network": network(x)}, images, num_classes, runtime)["network"]
+
+
+def main(args):
+    runtime = Runtime(args)
+    partition = obtain_partition(args)
+    classes = partition.classes(args.subset)
+    kind, name = ("original", "original") if args.subset == "all" else ("independent", f"independent_{args.subset}")
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision"),
+                           partition=partition.hash, precision=runtime.precision)
+    out = os.path.join(args.save_path, f"{name}.pt")
+    if already_done(out, kind, name, settings):
+        return
+    training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
+
+    images = load_images(partition, args.data_dir, "train", classes, download=True).to(runtime.device)
+    evaluation = evaluation_sets(partition, args, classes, runtime.device)
+    for image_set in (images, *evaluation.values()):  # an Independent network numbers its own classes from 0
+        image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
+
+    torch.manual_seed(args.seed)
+    network = runtime.place(build_network(args.arch, len(classes), partition.image_size))
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay,
+                                nesterov=args.momentum > 0)
+    training.track(optimizer, network=network)
+    shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
+    for epoch in training.remaining_epochs():
+        figures = train_one_epoch(network, optimizer, images, runtime, training, args, epoch)
+        figures[f"{shown}_acc"] = percent(count_correct(network, evaluation[shown], len(classes), runtime))
+        training.end_epoch(epoch, figures)
+
+    counts = {split: count_correct(network, part, len(classes), runtime) for split, part in evaluation.items()}
+    save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
+                    settings=settings, counts=counts)
+    if kind == "original":
+        record_original(args.save_path, partition, counts)
+    training.finish()
+    print(f"wrote {out}: test accuracy {percent(counts['test']):.2f} over {len(classes)} classes")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

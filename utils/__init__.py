@@ -1,0 +1,1 @@
+"""What the four stage scripts share: command line, checkpoints, losses, metrics, runs."""

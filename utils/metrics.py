@@ -1,0 +1,95 @@
+"""Accuracy per sample, and the figures of Table 1."""
+
+import os
+
+import torch
+
+from datasets.batches import batches
+from utils.checkpoint import load_json, save_json
+
+
+class ClassCounts:
+    """Correct answers and images per true class, summed on the device; argmax is over all classes."""
+
+    def __init__(self, num_classes, device):
+        self.correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.total = torch.zeros_like(self.correct)
+
+    def update(self, logits, labels):
+        """logits (batch, classes), labels (batch,)."""
+        hits = (logits.argmax(1) == labels).long()
+        self.correct.index_add_(0, labels, hits)
+        self.total.index_add_(0, labels, torch.ones_like(hits))
+
+    def as_dict(self):
+        """Plain lists, one entry a class, as stored in checkpoints and metrics.json."""
+        return {"correct": self.correct.tolist(), "total": self.total.tolist()}
+
+
+@torch.no_grad()
+def evaluate(forward, images, num_classes, runtime, batch_size=1000):
+    """Count correct answers of several networks in one pass.
+
+    forward(x, y) -> {name: logits}; y is passed on for the released rule, which reads the label.
+    images: a datasets.ImageSet on runtime.device. Returns {name: {"correct": [...], "total": [...]}}.
+    """
+    counts = {}
+    for x, y in batches(images, batch_size, runtime.device):
+        with runtime.autocast():
+            outputs = forward(x, y)
+        for name, logits in outputs.items():
+            counts.setdefault(name, ClassCounts(num_classes, runtime.device)).update(logits.float(), y)
+    return {name: count.as_dict() for name, count in counts.items()}
+
+
+def percent(counts, classes=None):
+    """Accuracy in per cent over the images of `classes` (all when None); None when there is no image."""
+    chosen = range(len(counts["total"])) if classes is None else classes
+    total = sum(counts["total"][c] for c in chosen)
+    return 100.0 * sum(counts["correct"][c] for c in chosen) / total if total else None
+
+
+def harmonic_mean(a, b):
+    """H of two percentages; 0 when either is not positive, None when either is unknown."""
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b) if a > 0 and b > 0 else 0.0
+
+
+def table1(counts, partition, original=None):
+    """One column of Table 1, in per cent.
+
+    counts: of the network; original: of T0 on the same images, for F = Dep(T0) - Dep and
+    H = harmonic mean of Pre and F. A figure that cannot be had (no such images, T0 unknown) is None.
+    Keys: pre_acc, dep_acc, avg_acc, forgetting, h_mean.
+    """
+    pre = percent(counts, partition.preserved_classes)
+    dep = percent(counts, partition.deposit_classes)
+    forgetting = None
+    if original is not None and dep is not None:
+        forgetting = percent(original, partition.deposit_classes) - dep
+    return {"pre_acc": pre, "dep_acc": dep, "avg_acc": percent(counts),
+            "forgetting": forgetting, "h_mean": harmonic_mean(pre, forgetting)}
+
+
+def metrics_path(save_path, split="test"):
+    """metrics.json holds the test set's figures, metrics_val.json those of the held-out images."""
+    return os.path.join(save_path, "metrics.json" if split == "test" else f"metrics_{split}.json")
+
+
+def read_metrics(path, partition):
+    """What metrics.json holds of this partition; {} when there is no such file or it is another's."""
+    content = load_json(path) if os.path.exists(path) else {}
+    return content if content.get("partition_hash") == partition.hash else {}
+
+
+def write_metrics(path, partition, **entries):
+    """Put entries into metrics.json, beside what is there of the same partition."""
+    save_json(path, {**read_metrics(path, partition), "partition_hash": partition.hash, **entries})
+
+
+def record_original(save_path, partition, counts):
+    """Write T0's column of Table 1; counts: {split: counts}, as original.pt holds them."""
+    for split, of_split in counts.items():
+        write_metrics(metrics_path(save_path, split), partition,
+                      original={**table1(of_split, partition, original=of_split), "counts": of_split})

@@ -1,0 +1,218 @@
+"""One training run in a --save_path: its identity, its resumable state, its logs and its progress."""
+
+import datetime
+import json
+import math
+import os
+import subprocess
+import sys
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
+from utils.errors import UserError
+
+
+class TrainingRun:
+    """Keeps <save_path>/<stage>_state.pt, <stage>_log.jsonl and tensorboard/<stage>.
+
+    settings: plain types, all that decides the run's result. A save_path that holds a run of the same stage
+    with other settings is refused, before anything is written; the same settings resume it.
+
+        run = TrainingRun(save_path, "original", settings, runtime, epochs)
+        run.track(optimizer, network=network)
+        for epoch in run.remaining_epochs():
+            ...
+            run.end_epoch(epoch, {"loss": 0.1, ...})
+        run.finish()
+    """
+
+    def __init__(self, save_path, stage, settings, runtime, epochs):
+        self.stage, self.runtime, self.epochs = stage, runtime, epochs
+        self.settings = settings
+        self.state_path = os.path.join(save_path, f"{stage}_state.pt")
+        self.log_path = os.path.join(save_path, f"{stage}_log.jsonl")
+        self._tensorboard_path = os.path.join(save_path, "tensorboard", stage)
+        self._state = None
+        if os.path.exists(self.state_path):
+            self._state = load_checkpoint(self.state_path, "state")
+            refuse_other_settings(save_path, stage, self._state.get("settings"), settings)
+
+    def track(self, optimizer, **modules):
+        """Name what an epoch changes. Loads it from the state file if there is one."""
+        self._optimizer, self._modules = optimizer, modules
+        self.next_epoch = 0
+        if self._state is None:
+            return
+        tensors = self._state["tensors"]
+        for name, module in modules.items():
+            load_into(module, {key[len(name) + 1:]: t for key, t in tensors.items() if key.startswith(name + ".")},
+                      self.state_path)
+        momentum = {key[len("momentum."):]: t for key, t in tensors.items() if key.startswith("momentum.")}
+        parameters = self._trained_parameters()
+        if momentum.keys() - parameters.keys():
+            raise UserError(f"{self.state_path} does not fit this run: remove it to begin again")
+        for name, buffer in momentum.items():
+            optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(parameters[name])
+        self.next_epoch = self._state["next_epoch"]
+        print(f"resuming {self.stage} after epoch {self.next_epoch} of {self.epochs} ({self.state_path})", flush=True)
+
+    def _trained_parameters(self):
+        return {f"{m}.{name}": p for m, module in self._modules.items() for name, p in module.named_parameters()}
+
+    def remaining_epochs(self):
+        """Yield the epochs still to run, counted from 0; opens the logs before the first."""
+        if self.next_epoch < self.epochs:
+            self._open_logs()
+        for epoch in range(self.next_epoch, self.epochs):
+            self._started = datetime.datetime.now()
+            yield epoch
+
+    def _open_logs(self):
+        os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
+        self._logged = set()
+        if os.path.exists(self.log_path):
+            with open(self.log_path, "rb+") as file:
+                text = file.read()
+                whole = text.rfind(b"\n") + 1
+                file.truncate(whole)  # a line that a kill cut short; its epoch runs again
+            for line in text[:whole].splitlines():
+                record = json.loads(line)
+                if record.get("epoch", 0) > self.next_epoch:
+                    self._logged.add(record["epoch"])
+        self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": _commit(),
+                      "date": datetime.datetime.now().isoformat(timespec="seconds"),
+                      **self.runtime.describe(), "settings": self.settings})
+        self._writer = SummaryWriter(self._tensorboard_path, purge_step=self.next_epoch + 1)
+
+    def _append(self, record):
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def end_epoch(self, epoch, figures):
+        """Log an epoch's figures and save the state. Raises UserError when a figure is not finite,
+        before the state of the last good epoch is overwritten."""
+        check_finite(figures, epoch)
+        done = epoch + 1
+        record = {"epoch": done, **figures,
+                  "seconds": round((datetime.datetime.now() - self._started).total_seconds(), 2)}
+        # the log first: killed in between, the epoch runs again, gives the same figures and is not logged twice
+        if done not in self._logged:
+            self._append(record)
+            for name, value in figures.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, done)
+            self._writer.flush()
+        tensors = {f"{m}.{name}": t for m, module in self._modules.items() for name, t in module.state_dict().items()}
+        for name, parameter in self._trained_parameters().items():
+            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
+        print(f"{self.stage} epoch {done}/{self.epochs}: " + ", ".join(
+            f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None), flush=True)
+
+    def progress(self, batches, epoch, total):
+        """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
+        return tqdm(batches, total=total, desc=f"{self.stage} {epoch + 1}/{self.epochs}", leave=False,
+                    disable=not sys.stderr.isatty())
+
+    def finish(self):
+        """Close the logs and remove the resumable state, once the stage's checkpoints are written."""
+        if hasattr(self, "_writer"):
+            self._writer.close()
+        if os.path.exists(self.state_path):
+            os.remove(self.state_path)
+
+
+class LossMeter:
+    """Means of named losses, weighted by batch size and summed on the device.
+
+    On the CPU a loss that is not finite stops the run at its step; on CUDA, where looking would make the
+    host wait for the device at every step, at the end of its epoch.
+    """
+
+    def __init__(self, epoch):
+        self.epoch, self.sums, self.count = epoch, {}, 0
+
+    def update(self, losses, batch):
+        for name, loss in losses.items():
+            loss = loss.detach()
+            if loss.device.type == "cpu":
+                check_finite({name: loss.item()}, self.epoch)
+            self.sums[name] = self.sums.get(name, 0) + loss.double() * batch
+        self.count += batch
+
+    def means(self):
+        """{name: mean over the epoch's images}."""
+        return {name: (value / self.count).item() for name, value in self.sums.items()}
+
+
+def check_finite(figures, epoch):
+    """Raise UserError, naming the first figure that is NaN or infinite."""
+    for name, value in figures.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
+                            f"--clip_norm; the state after the epoch before is kept")
+
+
+def learning_rate(args, step, steps_per_epoch):
+    """The rate at a step of the run: linear warm-up from 0, then --schedule."""
+    epoch = (step + 1) / steps_per_epoch
+    if epoch < args.warmup_epochs:
+        return args.lr * epoch / args.warmup_epochs
+    if args.schedule == "cosine":
+        done = (step - args.warmup_epochs * steps_per_epoch) / ((args.epochs - args.warmup_epochs) * steps_per_epoch)
+        return args.lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0), 1)))
+    if args.schedule == "step":
+        return args.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in args.milestones)
+    return args.lr
+
+
+def take_step(optimizer, loss, lr, clip_norm):
+    """Backward and one update at rate `lr`, the gradient's norm limited to clip_norm unless that is 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip_norm:
+        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
+    optimizer.step()
+
+
+def settings_of(args, *, leave_out, **more):
+    """What decides a run's result, as plain types: the flags but those in leave_out, and `more`."""
+    chosen = {name: value for name, value in vars(args).items() if name not in leave_out}
+    return {**chosen, **more}
+
+
+def refuse_other_settings(save_path, stage, found, wanted):
+    """Raise UserError unless the settings `found` in save_path are those `wanted`."""
+    if not isinstance(found, dict):
+        raise UserError(f"{save_path} holds a damaged {stage} run: remove it or choose another --save_path")
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            short = [str(value)[:60] for value in (found.get(name), wanted.get(name))]
+            raise UserError(f"{save_path} holds another {stage} run ({name} {short[0]}, not {short[1]}): "
+                            f"choose another --save_path, or remove that one")
+
+
+def already_done(path, kind, stage, settings):
+    """Whether `path` holds the finished result of these very settings; refuses that of others."""
+    if not os.path.exists(path):
+        return False
+    refuse_other_settings(os.path.dirname(path), stage, load_checkpoint(path, kind).get("settings"), settings)
+    print(f"{path} is there already, trained with these settings: nothing to do", flush=True)
+    return True
+
+
+def _commit():
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here,
+                              capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,65 @@
+"""Where and in which precision a stage computes, and its random numbers."""
+
+import platform
+
+import torch
+
+from utils.errors import UserError
+
+
+class Runtime:
+    """Device, autocast and random generators of one stage.
+
+    args: device, precision and seed of :func:`utils.cli.add_running_args`.
+    """
+
+    def __init__(self, args):
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu or leave it at auto")
+        name = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(name)
+        precision = args.precision
+        if precision == "auto":
+            precision = "bf16" if _has_bfloat16(name) else "fp32"
+        self.precision, self.seed = precision, args.seed
+        torch.manual_seed(args.seed)
+
+    def autocast(self):
+        """The context in which forward passes run; parameters, losses and updates stay in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, module):
+        """Move a network to the device, convolutions in channels_last."""
+        return module.to(self.device, memory_format=torch.channels_last)
+
+    def generator(self, *indices):
+        """A generator on the device, seeded by the run's seed and by indices (the epoch, say).
+
+        An epoch's draws depend on nothing that came before it, so a resumed run repeats them.
+        """
+        seed = self.seed
+        for index in indices:
+            seed = (seed * 1_000_003 + index + 1) % 2**63
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def describe(self):
+        """Hardware and versions, for the head of a log."""
+        hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else (_cpu_name() or platform.machine())
+        return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
+                "precision": self.precision, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _has_bfloat16(device):
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)  # older ones emulate it, slowly
+    # without these instructions the CPU's bfloat16 is slower than its float32
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def _cpu_name():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return names[0] if names else platform.processor()

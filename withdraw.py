@@ -1,0 +1,135 @@
+"""Stage 4, withdraw: from the target network T and the deposit module T_r alone, build the recover network T~, which
+knows all classes again. No training image is read and no gradient step is taken."""
+
+import os
+
+import torch
+
+from datasets import load_images
+from models import MERGE_RULES, RecoverNetwork, split_network
+from models.files import describe, deposit_module_of, network_of, read, scale_of
+from models.recover import released
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import add_running_args, make_parser, run
+from utils.errors import UserError
+from utils.metrics import evaluate, metrics_path, read_metrics, table1, write_metrics
+from utils.runtime import Runtime
+
+ROWS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc"}
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    files = parser.add_argument_group("files")
+    files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+                       help="folder of the run: gets recover.pt and metrics.json")
+    files.add_argument("--target", default=None, help="T, of train_deposit.py; unset: target.pt in --save_path")
+    files.add_argument("--deposit", default=None, help="T_r, of train_deposit.py; unset: deposit.pt in --save_path")
+    files.add_argument("--data_dir", default=None,
+                       help="folder whose test set measures the networks; unset: data, if the test set is there")
+    files.add_argument("--eval_split", choices=["test", "val"], default="test",
+                       help="val: measure on the training images that the partition holds out, to choose settings; "
+                            "goes to metrics_val.json")
+    merge = parser.add_argument_group("recover network T~")
+    merge.add_argument("--merge", choices=[*MERGE_RULES, "released"], default="calibrated",
+                       help="rule by which T~ joins z_T and z_Tr. concat: the paper's g(z_T) + g-bar(z_Tr); "
+                            "calibrated: ours, preserved columns scaled by deposit.pt's s and averaged over both "
+                            "branches; sum: z_T + z_Tr; released: the authors' evaluation, which chooses by the true "
+                            "label and so cannot be built. All are always measured")
+    add_running_args(parser)
+    return parser
+
+
+def load_recover_network(target_path, deposit_path, merge):
+    """T~ from the two files, after checking that they belong together: (network, partition, target content)."""
+    content, partition = read(target_path, "target")
+    deposit, deposit_partition = read(deposit_path, "deposit")
+    for what, ours, theirs in (("data or deposit classes", partition.hash, deposit_partition.hash),
+                               ("architecture", content["arch"], deposit["arch"]),
+                               ("split point", content.get("split_at"), deposit.get("split_at")),
+                               ("deposit run", content["checksum"], deposit.get("target"))):
+        if ours != theirs:
+            raise UserError(f"{target_path} and {deposit_path} do not belong together (another {what}): "
+                            f"name the two files of one deposit")
+    target, upper = split_network(network_of(content, partition, target_path), content["split_at"])
+    network = RecoverNetwork(target, deposit_module_of(deposit, partition, deposit_path), upper,
+                             partition.preserved_classes, partition.deposit_classes, merge,
+                             scale_of(deposit, deposit_path))
+    return network.eval().requires_grad_(False), partition, content
+
+
+def open_test_set(partition, args, device):
+    """The images to measure on; None, with a word, when no --data_dir is given and none lies in ./data."""
+    try:
+        return load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all")).to(device)
+    except UserError as reason:
+        if args.data_dir is not None or args.eval_split == "val":
+            raise
+        print(f"not measured: {reason}", flush=True)
+        return None
+
+
+def measure(network, images, partition, runtime):
+    """{name: counts} of the target network and of every merge rule, in one pass over the images."""
+
+    def forward(x, y):
+        z_t, z_r = (z.float() for z in network.branches(x))
+        outputs = {rule: network.merged(z_t, z_r, rule) for rule in MERGE_RULES}
+        outputs["released"] = released(z_t, z_r, network.preserved, network.deposited, network.scale, y)
+        return {"target": z_t, **outputs}
+
+    return evaluate(forward, images, partition.num_classes, runtime)
+
+
+def print_table(original, target, recover, merge):
+    """The Table 1 block: Original, Deposit and Withdrawal, a column for each merge rule."""
+    columns = {"Original": original, "Deposit": target}
+    columns.update({rule + ("*" if rule == merge else " (reads label)" if rule == "released" else ""): figures
+                    for rule, figures in recover.items()})
+    print(f"{'':9}{'':20}{'Withdrawal':>12}")
+    print(f"{'':9}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in columns))
+    for key, row in ROWS.items():
+        cells = []
+        for name, figures in columns.items():
+            value = figures.get(key) if figures and not (key in ("forgetting", "h_mean") and name not in (
+                "Original", "Deposit")) else None
+            cells.append(f"{'-' if value is None else format(value, '.2f'):>{max(10, len(name) + 2)}}")
+        print(f"{row:9}" + "".join(cells))
+    print("* the rule of recover.pt; released chooses its rule by the true label and is no classifier")
+
+
+def main(args):
+    if args.merge == "released":
+        raise UserError("--merge released chooses its rule by the true label, so no network can be built of it; it is "
+                        f"measured with every other rule: choose one of {', '.join(MERGE_RULES)}")
+    runtime = Runtime(args)
+    target_path = args.target or os.path.join(args.save_path, "target.pt")
+    deposit_path = args.deposit or os.path.join(args.save_path, "deposit.pt")
+    out = os.path.join(args.save_path, "recover.pt")
+    network, partition, content = load_recover_network(target_path, deposit_path, args.merge)
+    if os.path.exists(out) and load_checkpoint(out, "recover").get("target") != content["checksum"]:
+        raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
+    images = open_test_set(partition, args, runtime.device)
+
+    state = network.state_dict()
+    if not all(torch.isfinite(t).all() for t in state.values()):
+        raise UserError(f"{target_path} or {deposit_path} holds weights that are not finite: train them again")
+    save_checkpoint(out, "recover", state, **describe(content["arch"], partition.classes("all"), partition),
+                    split_at=content["split_at"], merge=args.merge, scale=network.scale, target=content["checksum"])
+    print(f"wrote {out} (merge {args.merge}, scale s = {network.scale:.3f})")
+    if images is None:
+        return
+
+    path = metrics_path(args.save_path, args.eval_split)
+    original = read_metrics(path, partition).get("original")
+    counts = measure(runtime.place(network), images, partition, runtime)
+    columns = {name: {**table1(c, partition, original and original["counts"]), "counts": c}
+               for name, c in counts.items()}
+    target = columns.pop("target")
+    columns["released"]["reads_label"] = True
+    write_metrics(path, partition, target=target, recover=columns, merge=args.merge)
+    print_table(original, target, columns, args.merge)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
