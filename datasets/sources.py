@@ -131,7 +131,7 @@ def _read(path, size):
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+    return np.array(image)
 
 
 def _digits(data_dir, download, image_size):
