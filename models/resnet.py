@@ -121,4 +121,6 @@ def split_network(network, split_at):
     blocks = len(network) - 2
     if not 1 <= split_at <= blocks:
         raise UserError(f"--split_at {split_at} is out of range: this network can be cut after blocks 1 to {blocks}")
-    return network[:split_at + 1], network[split_at + 1:]
+    lower, upper = network[:split_at + 1], network[split_at + 1:]
+    lower.training = upper.training = network.training  # a slice is a new module, in train mode at first
+    return lower, upper

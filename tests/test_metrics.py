@@ -1,0 +1,84 @@
+"""Accuracy per sample and the figures of Table 1."""
+
+import argparse
+import types
+
+import pytest
+import torch
+
+from datasets import ImageSet
+from utils.metrics import ClassCounts, evaluate, harmonic_mean, percent, table1
+from utils.runtime import Runtime
+
+PARTITION = types.SimpleNamespace(preserved_classes=[0, 1], deposit_classes=[2])
+
+
+def counts(correct, total):
+    return {"correct": correct, "total": total}
+
+
+def test_a_ragged_last_batch_counts_by_sample():
+    # nine of ten right: batches of 4, 4 and 2 whose means are 1, 1 and 1/2 would give 83.3
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    answers = labels.clone()
+    answers[-1] = 1
+    counter = ClassCounts(3, "cpu")
+    for rows in torch.arange(10).split(4):
+        counter.update(torch.eye(3)[answers[rows]], labels[rows])
+    assert counter.as_dict() == counts([3, 3, 3], [4, 3, 3])
+    assert percent(counter.as_dict()) == pytest.approx(90.0)
+
+
+def test_evaluate_does_not_depend_on_the_batch_size():
+    generator = torch.Generator().manual_seed(0)
+    images = ImageSet(torch.randint(0, 256, (11, 3, 8, 8), dtype=torch.uint8, generator=generator),
+                      torch.arange(11) % 3, [0.5] * 3, [0.25] * 3, flip=True)
+    runtime = Runtime(argparse.Namespace(device="cpu", precision="fp32", seed=0))
+
+    def forward(x, y):
+        return {"network": x.mean((2, 3)), "oracle": torch.nn.functional.one_hot(y, 3)}
+
+    results = [evaluate(forward, images, 3, runtime, batch_size) for batch_size in (1, 4, 11, 100)]
+    assert all(result == results[0] for result in results)
+    assert results[0]["oracle"] == counts([4, 4, 3], [4, 4, 3])
+    assert sum(results[0]["network"]["total"]) == 11
+
+
+def test_table1_from_counts():
+    t0, t = counts([90, 80, 95], [100, 100, 100]), counts([95, 85, 5], [100, 100, 100])
+    row = table1(t, PARTITION, original=t0)
+    assert row["pre_acc"] == pytest.approx(90) and row["dep_acc"] == pytest.approx(5)
+    assert row["avg_acc"] == pytest.approx(100 * 185 / 300)
+    assert row["forgetting"] == pytest.approx(90)
+    assert row["h_mean"] == pytest.approx(90)
+    assert table1(t0, PARTITION, original=t0)["forgetting"] == 0
+    assert table1(t0, PARTITION, original=t0)["h_mean"] == 0
+
+
+def test_what_is_unknown_is_none():
+    row = table1(counts([1, 0, 0], [2, 2, 0]), PARTITION)
+    assert row["dep_acc"] is None and row["forgetting"] is None and row["h_mean"] is None
+    assert row["pre_acc"] == pytest.approx(25)
+
+
+@pytest.mark.parametrize("t0_dep,pre,dep,forgetting,h", [
+    (94.60, 93.41, 15.00, 79.60, 85.95),   # CIFAR-10, Table 1 of the paper
+    (48.60, 51.64, 1.18, 47.42, 49.44),    # CUB200-2011
+])
+def test_the_papers_own_deposit_rows(t0_dep, pre, dep, forgetting, h):
+    t0 = counts([10_000, 0, round(100 * t0_dep)], [10_000, 0, 10_000])
+    t = counts([round(100 * pre), 0, round(100 * dep)], [10_000, 0, 10_000])
+    row = table1(t, PARTITION, original=t0)
+    assert round(row["forgetting"], 2) == forgetting
+    assert round(row["h_mean"], 2) == h
+
+
+@pytest.mark.parametrize("pre,dep,avg", [(94.56, 97.92, 95.57), (93.77, 94.60, 94.02)])
+def test_the_papers_own_average_rows(pre, dep, avg):
+    column = counts([round(700 * pre), 0, round(300 * dep)], [70_000, 0, 30_000])
+    assert round(table1(column, PARTITION)["avg_acc"], 2) == avg
+
+
+def test_harmonic_mean():
+    assert harmonic_mean(50, 100) == pytest.approx(200 / 3)
+    assert harmonic_mean(50, -1) == 0 and harmonic_mean(None, 50) is None
