@@ -5,7 +5,7 @@ import math
 from datasets.partition import Partition
 from models.deposit import shape_like
 from models.recover import MERGE_RULES, RecoverNetwork
-from models.resnet import build_network, split_network
+from models.resnet import ARCHITECTURES, build_network, split_network
 from utils.checkpoint import load_checkpoint, load_into
 from utils.errors import UserError
 
@@ -23,8 +23,9 @@ def read(path, kind):
     if not isinstance(classes, list) or sorted(set(classes)) != classes or not set(classes) <= set(
             range(partition.num_classes)) or not classes:
         raise UserError(f"{path} is damaged (its classes do not fit its partition): write it again")
-    if not isinstance(content.get("arch"), str):
-        raise UserError(f"{path} is damaged (its architecture is missing): write it again")
+    if content.get("arch") not in ARCHITECTURES:
+        raise UserError(f"{path} names the architecture '{content.get('arch')}', which is unknown here; "
+                        f"there are {', '.join(ARCHITECTURES)}")
     return content, partition
 
 

@@ -107,8 +107,6 @@ ARCHITECTURES = {
 
 def build_network(arch, num_classes, image_size):
     """A freshly initialised network: images (b, 3, image_size, image_size) -> logits (b, num_classes)."""
-    if arch not in ARCHITECTURES:
-        raise UserError(f"architecture '{arch}' is unknown; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[arch](num_classes, image_size)
 
 

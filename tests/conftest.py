@@ -1,8 +1,12 @@
 """Tiny data, and a way to run the stage scripts as a user does."""
 
+import importlib
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,29 +15,58 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.cli import run
+
 CLASSES = ["ant", "bee", "cow", "dog"]
 TINY = ["--epochs", "2", "--batch_size", "16", "--device", "cpu", "--precision", "fp32"]
 
 
-def run_script(script, *flags, cwd=ROOT):
+def run_script(script, *flags):
     """Run a stage script in a process of its own; returns the finished process with its text."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,
-                          text=True, timeout=300, check=False)
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True,
+                          timeout=300, check=False)
 
 
-def succeed(script, *flags, cwd=ROOT):
-    """run_script, asserting that it succeeded."""
-    done = run_script(script, *flags, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done
+def call(script, *flags):
+    """Run a stage script's command line in this process, which spares the imports.
+
+    Returns (exit status, text on stdout, text on stderr).
+    """
+    name = Path(script).stem
+    folder = str((ROOT / script).parent)
+    with mock.patch.object(sys, "argv", [script, *map(str, flags)]), mock.patch.object(
+            sys, "path", [folder, *sys.path]), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        module = importlib.import_module(name)
+        try:
+            run(module.main, module.get_args_parser(), [str(flag) for flag in flags])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+    return status, out.getvalue(), err.getvalue()
 
 
-def fail(script, *flags, cwd=ROOT):
-    """run_script, asserting one clear line on stderr and an exit status; returns the line."""
-    done = run_script(script, *flags, cwd=cwd)
-    assert done.returncode in (1, 2), (done.returncode, done.stderr)
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"{script}: error: "), done.stderr
+def succeed(script, *flags):
+    """`call`, asserting that it succeeded; returns what it printed."""
+    status, out, err = call(script, *flags)
+    assert status == 0, err
+    return out
+
+
+def snapshot(folder):
+    """{path: content} of all files below a folder."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def fail(script, *flags, unchanged=None):
+    """`call`, asserting one clear line on stderr, an exit status, and that no file below the folder
+    `unchanged` was written, changed or removed; returns the line."""
+    before = snapshot(unchanged) if unchanged else None
+    status, _, err = call(script, *flags)
+    assert status in (1, 2), (status, err)
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"{script}: error: "), err
+    if unchanged:
+        assert snapshot(unchanged) == before
     return lines[0]
 
 

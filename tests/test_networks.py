@@ -133,8 +133,3 @@ def test_spread_ratio_by_hand():
     z_0 = torch.tensor([[0.0, 9.0, 4.0], [5.0, 9.0, 1.0]])   # preserved columns 0 and 2: deviations 2 and 2
     z_t = torch.tensor([[7.0, -3.0, 8.0], [3.0, 0.0, 4.0]])  # deviations 0.5 and 0.5
     assert spread_ratio(z_0, z_t, torch.tensor([0, 2])) == pytest.approx(4.0)
-
-
-def test_unknown_architecture_is_refused():
-    with pytest.raises(UserError, match="resnet20"):
-        build_network("alexnet", 3, 32)

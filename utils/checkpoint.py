@@ -11,12 +11,12 @@ and what its kind adds (README, "File formats").
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 
 import torch
 
 from utils.errors import UserError
+from utils.stopping import postponed
 
 FORMAT = "lirf/1"
 
@@ -38,26 +38,20 @@ def cpu_tensors(state_dict):
 
 
 def write_atomically(path, write):
-    """Call write(file) on a temporary neighbour of `path`, flush it to disk, then rename it over `path`."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Call write(file) on `path`.part, flush it to disk, then rename it over `path`."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = path + ".part"  # a fixed name: what a kill leaves behind is overwritten by the next attempt
+    with postponed():
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
 
 
 def save_json(path, content):

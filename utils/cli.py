@@ -2,9 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 
+from utils import stopping
 from utils.errors import UserError
 
 
@@ -78,11 +78,7 @@ def run(main, parser, argv=None):
     130 or 143 stopped by Ctrl-C or SIGTERM.
     """
     args = parser.parse_args(argv)
-
-    def stop(signum, frame):
-        raise KeyboardInterrupt(signum)
-
-    signal.signal(signal.SIGTERM, stop)
+    stopping.install()
     try:
         main(args)
     except UserError as error:
@@ -92,9 +88,8 @@ def run(main, parser, argv=None):
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 1))
     except KeyboardInterrupt as stopped:
-        signum = stopped.args[0] if stopped.args else signal.SIGINT
         sys.exit(_fail(parser.prog, "stopped; run the same command again to go on after the last whole epoch",
-                       128 + signum))
+                       128 + stopped.args[0]))
 
 
 def _fail(prog, message, status):

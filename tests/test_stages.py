@@ -1,0 +1,307 @@
+"""The four stages from their command lines: what they write, the constraints, resume."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY, make_folder, run_script, succeed
+from PIL import Image
+
+from datasets import load_images, read_partition
+from models import MERGE_RULES, load_network, split_network
+from models.files import network_of, read
+from utils.checkpoint import load_checkpoint
+
+SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py"]
+WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_describes_every_flag_with_its_default(script):
+    done = run_script(script, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    flags = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert flags and all("-" not in flag[2:] for flag in flags)  # snake_case
+    assert "default:" in done.stdout
+
+
+def test_the_chain_writes_its_files(chain):
+    save, _ = chain
+    names = {path.name for path in save.iterdir()}
+    assert names == {"partition.json", "original.pt", "target.pt", "deposit.pt", "recover.pt", "metrics.json",
+                     "original_log.jsonl", "deposit_log.jsonl", "tensorboard"}  # no state file is left
+    for stage in ("original", "deposit"):
+        head, *epochs = [json.loads(line) for line in (save / f"{stage}_log.jsonl").read_text().splitlines()]
+        assert head["command"][0] == f"train_{'scratch' if stage == 'original' else stage}.py"
+        assert head["torch"] == torch.__version__ and head["settings"]["batch_size"] == 16
+        assert [record["epoch"] for record in epochs] == [1, 2] and all("loss" in record for record in epochs)
+        assert list((save / "tensorboard" / stage).iterdir())
+    assert {"l_kr", "l_at", "l_kp", "l_pt", "l_re", "loss", "target_pre_acc"} <= set(epochs[0])
+
+
+def test_metrics_agree_with_the_networks_in_the_files(chain):
+    save, data = chain
+    metrics = json.loads((save / "metrics.json").read_text())
+    assert set(metrics["recover"]) == {*MERGE_RULES, "released"} and metrics["recover"]["released"]["reads_label"]
+    for name, figures in (("original", metrics["original"]), ("target", metrics["target"]),
+                          ("recover", metrics["recover"]["calibrated"])):
+        network, partition = load_network(str(save / f"{name}.pt"))
+        images = load_images(partition, str(data), "test", range(4))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (partition.mean, partition.std))
+        with torch.no_grad():
+            hits = network((images.images / 255 - mean) / std).argmax(1) == images.labels
+        deposit = images.labels == 1
+        assert figures["avg_acc"] == pytest.approx(100 * hits.double().mean().item())
+        assert figures["dep_acc"] == pytest.approx(100 * hits[deposit].double().mean().item())
+        assert figures["pre_acc"] == pytest.approx(100 * hits[~deposit].double().mean().item())
+    assert metrics["target"]["forgetting"] == pytest.approx(
+        metrics["original"]["dep_acc"] - metrics["target"]["dep_acc"])
+
+
+def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain):
+    save, _ = chain
+    original = load_checkpoint(str(save / "original.pt"), "original")["tensors"]
+    target = load_checkpoint(str(save / "target.pt"), "target")
+    deposit = load_checkpoint(str(save / "deposit.pt"), "deposit")
+    shared = {name for name, tensor in target["tensors"].items() if torch.equal(tensor, original[name])
+              and not name.endswith("num_batches_tracked")}
+    _, upper = split_network(load_network(str(save / "original.pt"))[0], 2)
+    trained_lower = {n for n in target["tensors"] if n.endswith(("conv1.weight", "conv2.weight"))} - set(
+        upper.state_dict())
+    assert not shared & trained_lower and shared >= {n for n in upper.state_dict() if "num_batches" not in n}
+    assert set(target) == {"format", "kind", "tensors", "checksum", "arch", "classes", "partition", "split_at",
+                           "settings"}
+    assert set(deposit) == set(target) | {"scale", "target", "upper", "cost"}
+    assert not any(name.startswith(("layer3", "head")) for name in deposit["tensors"])
+    assert deposit["cost"]["deposit"]["parameters"] < 0.6 * deposit["cost"]["lower"]["parameters"]
+
+
+def test_deposit_needs_no_image_of_the_preservation_set(chain, tmp_path, monkeypatch):
+    save, data = chain
+    kept = tmp_path / "kept"
+    shutil.copytree(data / "train" / "bee", kept / "train" / "bee")
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(str(path)) or real(path, *a))
+    out = tmp_path / "run"
+    flags = ["--original", save / "original.pt", "--save_path", out, *TINY]
+    printed = succeed("train_deposit.py", *flags, "--data_dir", kept)
+    assert "no accuracies will be logged" in printed
+    assert opened and all("/train/bee/" in path for path in opened)
+    for name in ("target.pt", "deposit.pt"):  # and the preserved images change nothing when they are there
+        kind = name[:-3]
+        assert load_checkpoint(str(out / name), kind)["checksum"] == load_checkpoint(str(save / name), kind)["checksum"]
+
+
+def test_withdraw_needs_neither_data_nor_original(chain, tmp_path, monkeypatch):
+    save, _ = chain
+    for name in ("target.pt", "deposit.pt"):
+        shutil.copy(save / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: pytest.fail("a gradient was taken"))
+    out = succeed("withdraw.py", "--save_path", tmp_path, *WITHDRAW)
+    assert "not measured" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deposit.pt", "recover.pt", "target.pt"]
+    x = torch.randn(2, 3, 16, 16)
+    network, _ = load_network(str(tmp_path / "recover.pt"))
+    assert torch.equal(network(x), load_network(str(save / "recover.pt"))[0](x))
+    (tmp_path / "target.pt").unlink()
+    (tmp_path / "deposit.pt").unlink()
+    assert load_network(str(tmp_path / "recover.pt"))[0](x).shape == (2, 4)  # usable on its own
+
+
+def test_withdraw_without_the_originals_figures_leaves_its_column_empty(chain, tmp_path):
+    save, data = chain
+    out = succeed("withdraw.py", "--save_path", tmp_path, "--target", save / "target.pt", "--deposit",
+                  save / "deposit.pt", "--data_dir", data, "--merge", "concat", *WITHDRAW)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "original" not in metrics and metrics["target"]["forgetting"] is None
+    assert metrics["target"]["pre_acc"] is not None and "concat*" in out and "(reads label)" in out
+    assert load_checkpoint(str(tmp_path / "recover.pt"), "recover")["merge"] == "concat"
+
+
+def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path):
+    """A rate too small to move a float32 weight leaves T and T_r as they began."""
+    save, data = chain
+    succeed("train_deposit.py", "--original", save / "original.pt", "--save_path", tmp_path, "--data_dir", data,
+            *TINY, "--lr", "1e-30", "--prune_ratio", "0")
+    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "concat", *WITHDRAW)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["recover"]["concat"]["counts"] == metrics["original"]["counts"]
+    x = torch.randn(4, 3, 16, 16)
+    original, recover = (load_network(str(p))[0] for p in (save / "original.pt", tmp_path / "recover.pt"))
+    assert torch.equal(recover(x), original(x))
+    assert load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["scale"] == pytest.approx(1.0)
+
+
+def test_frozen_parts_stay_as_they_were(chain):
+    """Upper part and, by default of --bn_stats frozen, batch-norm statistics; see the switch's test below."""
+    save, data = chain
+    content, partition = read(str(save / "target.pt"), "target")
+    target = network_of(content, partition, "target.pt")
+    original, _ = load_network(str(save / "original.pt"))
+    for part in ("layer3", "head"):
+        for name, tensor in target.get_submodule(part).state_dict().items():
+            assert torch.equal(tensor, original.get_submodule(part).state_dict()[name])
+
+
+@pytest.mark.parametrize("flags,moved", [
+    (["--bn_stats", "frozen"], {"weights"}), (["--bn_stats", "updated"], {"weights", "statistics"}),
+    (["--upper", "trained"], {"weights", "upper"}),
+])
+def test_switches_of_what_is_frozen(chain, tmp_path, flags, moved):
+    save, data = chain
+    switches = {"--bn_stats": "frozen", "--upper": "frozen", flags[0]: flags[1]}
+    succeed("train_deposit.py", "--original", save / "original.pt", "--save_path", tmp_path, "--data_dir", data,
+            *TINY, *[word for pair in switches.items() for word in pair])
+    before = load_checkpoint(str(save / "original.pt"), "original")["tensors"]
+    after = load_checkpoint(str(tmp_path / "target.pt"), "target")["tensors"]
+
+    def changed(*names):
+        return any(not torch.equal(before[name], after[name]) for name in names)
+
+    assert changed("layer1.0.conv1.weight") == ("weights" in moved)
+    assert changed("layer1.0.bn1.running_mean", "layer1.0.bn1.running_var") == ("statistics" in moved)
+    assert changed("head.fc.weight", "layer3.0.conv1.weight") == ("upper" in moved)
+    assert not changed("layer3.0.bn1.running_mean") or "upper" in moved
+
+
+@pytest.mark.parametrize("re_target,reaches", [("detached", False), ("attached", True)])
+def test_l_re_reaches_the_target_only_when_attached(chain, re_target, reaches):
+    import train_deposit
+    from utils.runtime import Runtime
+
+    save, data = chain
+    args = train_deposit.get_args_parser().parse_args([*TINY, "--re_target", re_target])
+    original, partition = load_network(str(save / "original.pt"))
+    networks = train_deposit.Deposit(original, partition, args).train()
+    x, y, runtime = torch.randn(4, 3, 16, 16), torch.ones(4, dtype=torch.int64), Runtime(args)
+    networks(x, y, torch.Generator(), runtime.autocast)["l_re"].backward()
+    assert (networks.target.stem.conv1.weight.grad is not None) == reaches
+    assert networks.deposit.stem.conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in networks.upper.parameters())
+
+
+def test_another_draw_uses_the_same_original(chain, tmp_path):
+    save, data = chain
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant,dog",
+            "--out", tmp_path / "other.json")
+    succeed("train_deposit.py", "--original", save / "original.pt", "--save_path", tmp_path / "run", "--data_dir", data,
+            "--partition", tmp_path / "other.json", *TINY)
+    content, partition = read(str(tmp_path / "run" / "target.pt"), "target")
+    assert partition.deposit_classes == [0, 3]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    ours = json.loads((save / "metrics.json").read_text())["original"]
+    assert metrics["original"]["counts"] == ours["counts"] and metrics["original"]["avg_acc"] == ours["avg_acc"]
+
+
+@pytest.mark.parametrize("subset,classes", [("deposit", [1]), ("preservation", [0, 2, 3])])
+def test_independent_networks_know_their_own_classes_only(chain, tmp_path, subset, classes):
+    save, data = chain
+    opened = tmp_path / "only"  # the other subset's images are not needed
+    for split in ("train", "test"):
+        for c in classes:
+            name = ["ant", "bee", "cow", "dog"][c]
+            shutil.copytree(data / split / name, opened / split / name)
+    succeed("train_scratch.py", "--save_path", tmp_path / "run", "--partition", save / "partition.json",
+            "--data_dir", opened, "--subset", subset, "--arch", "resnet8", *TINY)
+    content = load_checkpoint(str(tmp_path / "run" / f"independent_{subset}.pt"), "independent")
+    assert content["classes"] == classes and content["tensors"]["head.fc.weight"].shape[0] == len(classes)
+    assert sum(content["counts"]["test"]["total"]) == 5 * len(classes)
+
+
+def test_validation_images_choose_settings(chain, tmp_path):
+    _, data = chain
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "bee",
+            "--val_fraction", "0.25", "--out", tmp_path / "partition.json")
+    flags = ["--save_path", tmp_path, "--data_dir", data]
+    succeed("train_scratch.py", *flags, "--arch", "resnet8", *TINY)
+    succeed("train_deposit.py", *flags, *TINY)
+    succeed("withdraw.py", *flags, *WITHDRAW, "--eval_split", "val")
+    metrics = json.loads((tmp_path / "metrics_val.json").read_text())
+    assert sum(metrics["target"]["counts"]["total"]) == 12 == sum(metrics["original"]["counts"]["total"])
+    assert "target" not in json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_a_finished_run_is_not_run_again(chain):
+    save, data = chain
+    before = (save / "deposit.pt").stat().st_mtime_ns, (save / "deposit_log.jsonl").read_bytes()
+    out = succeed("train_deposit.py", "--save_path", save, "--data_dir", data, *TINY)
+    assert "nothing to do" in out
+    assert ((save / "deposit.pt").stat().st_mtime_ns, (save / "deposit_log.jsonl").read_bytes()) == before
+
+
+def test_defaults_find_each_other(tmp_path, monkeypatch):
+    """Only --save_path: CIFAR-10 in ./data, a default partition, ResNet-18. The defaults of size are cut down."""
+    import train_deposit
+    import train_scratch
+
+    make_folder(tmp_path / "data", classes=[f"c{i}" for i in range(10)], train=3, test=1, size=32)
+    monkeypatch.chdir(tmp_path)
+    for module in (train_scratch, train_deposit):
+        parser = module.get_args_parser()
+        parser.set_defaults(epochs=1)
+        monkeypatch.setattr(module, "get_args_parser", lambda parser=parser: parser)
+    for script in ("train_scratch.py", "train_deposit.py", "withdraw.py"):
+        succeed(script, "--save_path", "X")
+    assert load_checkpoint("X/original.pt", "original")["arch"] == "resnet18"
+    partition = read_partition("X/partition.json")
+    assert partition.dataset == "cifar10" and len(partition.deposit_classes) == 3 and partition.draw == "random"
+    assert (tmp_path / "X" / "recover.pt").exists()
+
+
+def kill_after_epoch(command, log, epochs, signum):
+    """Start a stage, wait until its log holds that many epochs, and send it a signal."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count('"epoch"') >= epochs:
+            break
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("script,stage,kind", [("train_scratch.py", "original", "original"),
+                                               ("train_deposit.py", "deposit", "target")])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(chain, tmp_path, script, stage, kind, signum):
+    save, data = chain
+    # bn_stats updated: running statistics must survive as well; step: so must the schedule
+    flags = ["--data_dir", str(data), *TINY, "--epochs", "6", "--schedule", "step", "--milestones", "3"]
+    flags += (["--original", str(save / "original.pt"), "--bn_stats", "updated"] if stage == "deposit" else
+              ["--partition", str(save / "partition.json"), "--arch", "resnet8", "--lr", "0.02"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    succeed(script, "--save_path", whole, *flags)
+    command = [sys.executable, str(ROOT / script), "--save_path", str(cut), *flags]
+    status, err = kill_after_epoch(command, cut / f"{stage}_log.jsonl", 2, signum)
+    if signum == signal.SIGTERM:
+        assert status == 143 and len(err.splitlines()) == 1 and "same command again" in err
+    else:
+        assert status == -signal.SIGKILL
+    assert not (cut / f"{kind}.pt").exists()
+    out = succeed(script, "--save_path", cut, *flags)
+    assert "resuming" in out
+    for name in {kind, stage}:
+        a, b = (load_checkpoint(str(path / f"{name}.pt"), name)["tensors"] for path in (whole, cut))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+    def epochs(path):
+        records = [json.loads(line) for line in (path / f"{stage}_log.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in records if "epoch" in r]
+
+    assert epochs(cut) == epochs(whole)
+    assert not list(cut.glob("*_state.pt")) and not list(cut.glob("*.part"))
+
+
+def test_the_figure_of_the_quickstart(chain, tmp_path):
+    save, _ = chain
+    succeed("analysis/plot_accuracies.py", "--metrics", save / "metrics.json", "--out", tmp_path / "bars.png")
+    with Image.open(tmp_path / "bars.png") as image:
+        assert image.format == "PNG" and image.width > 400
