@@ -38,9 +38,11 @@ def get_args_parser():
     loss = parser.add_argument_group("loss L = L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re "
                                      "(the paper's weights are not known: these defaults are ours)")
     weight = bounded(float, 0)
-    loss.add_argument("--lambda_at", type=weight, default=10.0,
+    # L_at is a mean over h*w positions of maps of norm 1, below 2/256 at this cut: hence the large weight.
+    loss.add_argument("--lambda_at", type=weight, default=100.0,
                       help="weight of L_at, maximised within L_kr: T's attention maps leave T0's")
-    loss.add_argument("--lambda_kp", type=weight, default=1.0,
+    # Random labels flatten T's preserved logits too; at weight 1, Pre fell by 15 points (validation images).
+    loss.add_argument("--lambda_kp", type=weight, default=5.0,
                       help="weight of L_kp: T keeps T0's answers on the preserved classes")
     loss.add_argument("--lambda_pt", type=weight, default=1.0,
                       help="weight of L_pt: T_r takes T0's answers on the deposit classes")
@@ -54,8 +56,9 @@ def get_args_parser():
     # L_re asks for the true class; through z_T it would undo what L_kr does to T.
     switches.add_argument("--re_target", choices=["detached", "attached"], default="detached",
                           help="whether L_re's gradient also reaches T through z_T (attached: authors' code)")
-    # D_r holds a few classes only: statistics taken on it fit neither the preserved classes nor the upper part.
-    switches.add_argument("--bn_stats", choices=["frozen", "updated"], default="frozen",
+    # Statistics of D_r might misfit the preserved classes, but on validation images they did not: Pre was 3 points
+    # higher, Dep 1 lower, every merge rule 1 higher than with T0's (ResNet-20, CIFAR-10 JPEG, 3 epochs, seed 0).
+    switches.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                           help="batch norm of lower_T and T_r: T0's statistics, or the batch's, and updated on D_r")
     # T, T_r and T~ share one upper part; a trained one is no longer T0's, which L_kp and L_pt compare with.
     switches.add_argument("--upper", choices=["frozen", "trained"], default="frozen",

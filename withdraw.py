@@ -7,7 +7,7 @@ import torch
 
 from datasets import load_images
 from models import MERGE_RULES, RecoverNetwork, split_network
-from models.files import describe, deposit_module_of, network_of, read, scale_of
+from models.files import deposit_module_of, describe, network_of, read, scale_of
 from models.recover import released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, run

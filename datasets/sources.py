@@ -12,8 +12,8 @@ Every source offers
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Optional
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ class Dataset:
 
     open: Callable
     flip: bool
-    class_count: Optional[int] = None
+    class_count: int | None = None
 
 
 DATASETS = {

@@ -3,8 +3,8 @@
 import copy
 
 import torch
-import torch.nn as nn
 import torch_pruning as tp
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.resnet import CifarBlock

@@ -5,7 +5,7 @@ the filters of the preserved and of the deposit classes, and scale the number s 
 """
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from utils.losses import select
 

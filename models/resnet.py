@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 
-import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 from utils.errors import UserError
 

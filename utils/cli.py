@@ -1,6 +1,7 @@
 """The command line of the stage scripts: one line for an error, flags that are shared."""
 
 import argparse
+import math
 import os
 import sys
 
@@ -31,7 +32,7 @@ def bounded(kind, low=None, high=None, *, above=False):
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number of type {kind.__name__}") from None
         too_low = low is not None and (value <= low if above else value < low)
-        if value != value or too_low or (high is not None and value > high) or value == float("inf"):
+        if not math.isfinite(value) or too_low or (high is not None and value > high):
             sign = ">" if above else ">="
             limit = f"{sign} {low}" + (f" and <= {high}" if high is not None else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {limit}")
