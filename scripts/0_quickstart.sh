@@ -6,10 +6,9 @@ source "$(dirname "$0")/env.sh"
 save_path=${1:-checkpoints/quickstart}
 
 python partition_data.py --dataset digits --seed 0 --out "$save_path/partition.json"
-python train_scratch.py --save_path "$save_path" --arch resnet20 --epochs 20 --batch_size 64
+python train_scratch.py --save_path "$save_path" --arch resnet8 --epochs 30 --batch_size 32
 # D_r holds 434 images here, a thirtieth of CIFAR-10's: smaller batches and more epochs make up for it.
 # The settings were chosen on a validation split of the training images.
-python train_deposit.py --save_path "$save_path" --epochs 80 --batch_size 32 --lr 0.02 --weight_decay 0 \
-    --lambda_kp 3 --lambda_at 0 --bn_stats updated
+python train_deposit.py --save_path "$save_path" --epochs 60 --batch_size 32 --lr 0.02 --lambda_kp 4
 python withdraw.py --save_path "$save_path" --data_dir data
 python analysis/plot_accuracies.py --metrics "$save_path/metrics.json" --out "$save_path/accuracies.png"
