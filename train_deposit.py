@@ -41,7 +41,7 @@ def get_args_parser():
     # L_at is a mean over h*w positions of maps of norm 1, below 2/256 at this cut: hence the large weight.
     loss.add_argument("--lambda_at", type=weight, default=100.0,
                       help="weight of L_at, maximised within L_kr: T's attention maps leave T0's")
-    # Random labels flatten T's preserved logits too; at weight 1, Pre fell by 15 points (validation images).
+    # Random labels flatten T's preserved logits too; at weight 1, Pre fell by 13 points (results/README.md).
     loss.add_argument("--lambda_kp", type=weight, default=5.0,
                       help="weight of L_kp: T keeps T0's answers on the preserved classes")
     loss.add_argument("--lambda_pt", type=weight, default=1.0,
@@ -57,7 +57,7 @@ def get_args_parser():
     switches.add_argument("--re_target", choices=["detached", "attached"], default="detached",
                           help="whether L_re's gradient also reaches T through z_T (attached: authors' code)")
     # Statistics of D_r might misfit the preserved classes, but on validation images they did not: Pre was 3 points
-    # higher, Dep 1 lower, every merge rule 1 higher than with T0's (ResNet-20, CIFAR-10 JPEG, 3 epochs, seed 0).
+    # higher, Dep 1 lower, every merge rule some 1 higher than with T0's (results/README.md).
     switches.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                           help="batch norm of lower_T and T_r: T0's statistics, or the batch's, and updated on D_r")
     # T, T_r and T~ share one upper part; a trained one is no longer T0's, which L_kp and L_pt compare with.

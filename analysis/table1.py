@@ -1,10 +1,14 @@
-"""Table 1 as Markdown: mean and standard deviation over runs (a metrics.json each), the paper's values beside them."""
+"""Table 1 as Markdown: mean and standard deviation over runs (a metrics.json each), the paper's values beside them.
+With --pages, rewrites the tables of README.md and results/README.md from the files under results/."""
 
+import glob
 import os
+import re
 import statistics
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, ROOT)
 from utils.checkpoint import load_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
@@ -19,10 +23,23 @@ PAPER = {
     "none": {},
 }
 
+# Every table that a page shows: <!-- table NAME --> ... <!-- end --> in a page holds the table of these files.
+TABLES = {
+    "quickstart": ("none", "results/quickstart/seed*/metrics.json"),
+    "cifar10_resnet20": ("cifar10", "results/cifar10_resnet20/seed*/metrics.json"),
+    "quickstart_val": ("none", "results/quickstart_val/seed*/metrics_val.json"),
+    "cifar10_resnet20_val": ("none", "results/cifar10_resnet20/seed*/metrics_val.json"),
+    **{trial: ("none", f"results/deposit_defaults/{trial}/metrics_val.json")
+       for trial in ("kp1_frozen", "kp1_updated", "kp5_updated", "kp10_frozen", "kp5_updated_10epochs")},
+}
+PAGES = ("README.md", "results/README.md")
+
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--metrics", nargs="+", required=True, help="metrics.json of one or more runs, a seed each")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--metrics", nargs="+", help="metrics.json of one or more runs, a seed each")
+    source.add_argument("--pages", action="store_true", help="rewrite the pages' tables instead")
     parser.add_argument("--paper", choices=list(PAPER), default="cifar10", help="the paper's column to set beside")
     parser.add_argument("--out", default=None, help="Markdown file to write as well")
     return parser
@@ -50,12 +67,34 @@ def table(runs, paper):
     return "\n".join(lines) + "\n"
 
 
-def main(args):
-    runs = [load_json(path) for path in args.metrics]
-    for path, metrics in zip(args.metrics, runs):
+def table_of(paths, paper):
+    """The Markdown table of metrics files. Raises UserError when one lacks a column."""
+    runs = [load_json(path) for path in paths]
+    for path, metrics in zip(paths, runs):
         if not {"original", "target", "recover"} <= metrics.keys():
             raise UserError(f"{path} lacks a column of Table 1: run all four stages with a test set")
-    text = table(runs, PAPER[args.paper])
+    return table(runs, PAPER[paper])
+
+
+def with_tables(page):
+    """A page's text with each table made anew from the files that TABLES names."""
+
+    def fill(match):
+        paper, pattern = TABLES[match[1]]
+        return f"<!-- table {match[1]} -->\n{table_of(sorted(glob.glob(os.path.join(ROOT, pattern))), paper)}<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def main(args):
+    if args.pages:
+        for page in PAGES:
+            path = os.path.join(ROOT, page)
+            with open(path, encoding="utf-8") as file:
+                text = with_tables(file.read())
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        return
+    text = table_of(args.metrics, args.paper)
     print(text, end="")
     if args.out:
         write_atomically(args.out, lambda file: file.write(text.encode()))

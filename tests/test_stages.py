@@ -17,7 +17,8 @@ from models import MERGE_RULES, load_network, split_network
 from models.files import read
 from utils.checkpoint import load_checkpoint
 
-SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py"]
+SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py",
+           "analysis/table1.py"]
 WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
 
 
@@ -126,10 +127,10 @@ def test_withdraw_without_the_originals_figures_leaves_its_column_empty(chain, t
 
 
 def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path):
-    """A rate too small to move a float32 weight leaves T and T_r as they began."""
+    """A rate too small to move a float32 weight, and frozen statistics, leave T and T_r as they began."""
     save, data = chain
     succeed("train_deposit.py", "--original", save / "original.pt", "--save_path", tmp_path, "--data_dir", data,
-            *TINY, "--lr", "1e-30", "--prune_ratio", "0")
+            *TINY, "--lr", "1e-30", "--prune_ratio", "0", "--bn_stats", "frozen")
     succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "concat", *WITHDRAW)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["recover"]["concat"]["counts"] == metrics["original"]["counts"]
