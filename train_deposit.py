@@ -9,13 +9,13 @@ import torch
 from datasets import batches, load_images, read_partition
 from datasets.batches import steps_per_epoch
 from models import build_deposit_module, cost, split_network, spread_ratio
-from models.files import describe, network_of, read
+from models.files import counts_of, describe, network_of, read
 from models.recover import concat
 from utils import losses
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
 from utils.errors import UserError
-from utils.metrics import evaluate, record_original, table1
+from utils.metrics import evaluate, metrics_path, read_metrics, record_original, table1
 from utils.run import LossMeter, TrainingRun, already_done, learning_rate, settings_of, take_step
 from utils.runtime import Runtime
 
@@ -172,6 +172,9 @@ def main(args):
     if already_done(out, "deposit", "deposit", settings):
         return
     split_network(original, args.split_at)  # an impossible cut is told before the data are read
+    original_counts = counts_of(content, original_path)
+    for split in original_counts:  # and a folder of another partition before the training
+        read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
 
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
@@ -185,7 +188,6 @@ def main(args):
     optimizer = torch.optim.SGD([p for m in networks.trained().values() for p in m.parameters()], args.lr,
                                 args.momentum, weight_decay=args.weight_decay)
     training.track(optimizer, **networks.trained())
-    t0_counts = content["counts"]["test"]
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(networks, optimizer, images, runtime, training, args, epoch)
         if tests is not None:
@@ -193,7 +195,7 @@ def main(args):
             counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, tests,
                               partition.num_classes, runtime)
             figures.update({f"target_{name}": value for name, value in
-                            table1(counts["target"], partition, t0_counts).items()})
+                            table1(counts["target"], partition, original_counts["test"]).items()})
         training.end_epoch(epoch, figures)
 
     scale = measure_scale(networks, images, runtime)
@@ -204,7 +206,7 @@ def main(args):
     # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
     save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, scale=scale, target=target,
                     upper=checksum(upper), cost={"lower": before, "deposit": after})
-    record_original(args.save_path, partition, content["counts"])
+    record_original(args.save_path, partition, original_counts)
     training.finish()
     print(f"wrote target.pt and deposit.pt in {args.save_path} (scale s = {scale:.3f})")
 

@@ -109,6 +109,8 @@ def main(args):
     network, partition, content = load_recover_network(target_path, deposit_path, args.merge)
     if os.path.exists(out) and load_checkpoint(out, "recover").get("target") != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
+    path = metrics_path(args.save_path, args.eval_split)
+    original = read_metrics(path, partition).get("original")
     images = open_test_set(partition, args, runtime.device)
 
     state = network.state_dict()
@@ -120,8 +122,6 @@ def main(args):
     if images is None:
         return
 
-    path = metrics_path(args.save_path, args.eval_split)
-    original = read_metrics(path, partition).get("original")
     counts = measure(runtime.place(network), images, partition, runtime)
     columns = {name: {**table1(c, partition, original and original["counts"]), "counts": c}
                for name, c in counts.items()}

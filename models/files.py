@@ -43,6 +43,18 @@ def deposit_module_of(content, partition, path):
     return module.eval()
 
 
+def counts_of(content, path):
+    """{split: {"correct", "total"}} of an original checkpoint: its answers on the test set, a number a class."""
+    counts = content.get("counts")
+    try:
+        if not all(len(of_split[key]) == len(content["classes"]) and all(type(n) is int and n >= 0 for n in of_split[key])
+                   for of_split in (counts["test"], *counts.values()) for key in ("correct", "total")):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is damaged (its test counts do not fit its classes): write it again") from None
+    return counts
+
+
 def scale_of(content, path):
     """The number s of `spread_ratio` in a deposit or recover checkpoint."""
     scale = content.get("scale")

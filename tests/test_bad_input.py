@@ -109,6 +109,8 @@ def test_a_checkpoint_of_another_kind_is_refused(run):
     lambda c: c.update(arch="resnet20"), lambda c: c.update(arch="vgg"), lambda c: c.pop("arch"),
     lambda c: c.update(classes=[0, 1]), lambda c: c.update(classes=[0, 1, 2, 9]), lambda c: c.update(classes=None),
     lambda c: c.pop("partition"), lambda c: c["partition"].pop("samples"),
+    lambda c: c.pop("counts"), lambda c: c.update(counts={}), lambda c: c["counts"]["test"].pop("total"),
+    lambda c: c["counts"]["test"].update(correct=[1, 2]), lambda c: c["counts"].update(val=[0.5]),
 ])
 def test_a_checkpoint_that_contradicts_itself_is_refused(run, change):
     """Rewritten with a right checksum, so that only its own description can tell."""
@@ -247,6 +249,12 @@ def test_another_finished_run_is_not_overwritten(chain, tmp_path):
     assert "another target" in line
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant",
             "--out", other / "p.json")
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    shutil.copy(save / "metrics.json", figures)
+    line = fail("train_deposit.py", *deposit_flags(figures, data, save / "original.pt"), "--partition",
+                other / "p.json", unchanged=figures)
+    assert "figures of another partition" in line
     line = fail("train_scratch.py", *common, "--partition", other / "p.json", "--arch", "resnet8", *TINY,
                 unchanged=save)
     assert "another partition" in line

@@ -83,7 +83,8 @@ def save_checkpoint(path, kind, tensors, **content):
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError as error:  # how torch.save reports a failing write, a full disk for one
-        raise UserError(f"{path} could not be written ({error}): free some space or choose another --save_path") from None
+        raise UserError(f"{path} could not be written ({error}): "
+                        f"free some space or choose another --save_path") from None
     return content["checksum"]
 
 
@@ -103,7 +104,8 @@ def load_checkpoint(path, kind):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in as many ways as it has bytes
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise UserError(f"{path} holds pickled code, which is never run: it is not a checkpoint of this project") from None
+            raise UserError(f"{path} holds pickled code, which is never run: "
+                            f"it is not a checkpoint of this project") from None
         raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (no format {FORMAT})")

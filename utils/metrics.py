@@ -6,6 +6,7 @@ import torch
 
 from datasets.batches import batches
 from utils.checkpoint import load_json, save_json
+from utils.errors import UserError
 
 
 class ClassCounts:
@@ -78,9 +79,13 @@ def metrics_path(save_path, split="test"):
 
 
 def read_metrics(path, partition):
-    """What metrics.json holds of this partition; {} when there is no such file or it is another's."""
-    content = load_json(path) if os.path.exists(path) else {}
-    return content if content.get("partition_hash") == partition.hash else {}
+    """What a metrics.json holds; {} when there is none. Raises UserError when its figures are of another partition."""
+    if not os.path.exists(path):
+        return {}
+    content = load_json(path)
+    if content.get("partition_hash") != partition.hash:
+        raise UserError(f"{path} holds the figures of another partition: choose another --save_path")
+    return content
 
 
 def write_metrics(path, partition, **entries):

@@ -111,8 +111,8 @@ class TrainingRun:
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
         save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
-        print(f"{self.stage} epoch {done}/{self.epochs}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None), flush=True)
+        shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
+        print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
 
     def progress(self, batches, epoch, total):
         """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
