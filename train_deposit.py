@@ -201,12 +201,12 @@ def main(args):
     scale = measure_scale(networks, images, runtime)
     fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
     upper = networks.upper.state_dict()
+    record_original(args.save_path, partition, original_counts)
     target = save_checkpoint(os.path.join(args.save_path, "target.pt"), "target",
                              {**networks.target.state_dict(), **upper}, **fits)
     # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
     save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, scale=scale, target=target,
                     upper=checksum(upper), cost={"lower": before, "deposit": after})
-    record_original(args.save_path, partition, original_counts)
     training.finish()
     print(f"wrote target.pt and deposit.pt in {args.save_path} (scale s = {scale:.3f})")
 

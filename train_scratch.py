@@ -111,10 +111,11 @@ def main(args):
         training.end_epoch(epoch, figures)
 
     counts = {split: count_correct(network, part, len(classes), runtime) for split, part in evaluation.items()}
-    save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
-                    settings=settings, counts=counts)
     if kind == "original":
         record_original(args.save_path, partition, counts)
+    # the checkpoint last: it says that the stage is complete
+    save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
+                    settings=settings, counts=counts)
     training.finish()
     print(f"wrote {out}: test accuracy {percent(counts['test']):.2f} over {len(classes)} classes")
 

@@ -7,9 +7,9 @@ import torch
 
 from datasets import load_images
 from models import MERGE_RULES, RecoverNetwork, split_network
-from models.files import deposit_module_of, describe, network_of, read, scale_of
+from models.files import deposit_module_of, describe, network_of, read, scale_of, split_of
 from models.recover import released
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, run
 from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, read_metrics, table1, write_metrics
@@ -46,16 +46,21 @@ def load_recover_network(target_path, deposit_path, merge):
     deposit, deposit_partition = read(deposit_path, "deposit")
     for what, ours, theirs in (("data or deposit classes", partition.hash, deposit_partition.hash),
                                ("architecture", content["arch"], deposit["arch"]),
-                               ("split point", content.get("split_at"), deposit.get("split_at")),
-                               ("deposit run", content["checksum"], deposit.get("target"))):
-        if ours != theirs:
-            raise UserError(f"{target_path} and {deposit_path} do not belong together (another {what}): "
-                            f"name the two files of one deposit")
-    target, upper = split_network(network_of(content, partition, target_path), content["split_at"])
+                               ("split point", content.get("split_at"), deposit.get("split_at"))):
+        _require_same(what, ours, theirs, target_path, deposit_path)
+    target, upper = split_network(network_of(content, partition, target_path), split_of(content, target_path))
+    _require_same("upper part", checksum(upper.state_dict()), deposit.get("upper"), target_path, deposit_path)
+    _require_same("deposit run", content["checksum"], deposit.get("target"), target_path, deposit_path)
     network = RecoverNetwork(target, deposit_module_of(deposit, partition, deposit_path), upper,
                              partition.preserved_classes, partition.deposit_classes, merge,
                              scale_of(deposit, deposit_path))
     return network.eval().requires_grad_(False), partition, content
+
+
+def _require_same(what, ours, theirs, target_path, deposit_path):
+    if ours != theirs:
+        raise UserError(f"{target_path} and {deposit_path} do not belong together (another {what}): "
+                        f"name the two files of one deposit")
 
 
 def open_test_set(partition, args, device):

@@ -81,7 +81,8 @@ def with_tables(page):
 
     def fill(match):
         paper, pattern = TABLES[match[1]]
-        return f"<!-- table {match[1]} -->\n{table_of(sorted(glob.glob(os.path.join(ROOT, pattern))), paper)}<!-- end -->"
+        filled = table_of(sorted(glob.glob(os.path.join(ROOT, pattern))), paper)
+        return f"<!-- table {match[1]} -->\n{filled}<!-- end -->"
 
     return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
 

@@ -47,8 +47,9 @@ def counts_of(content, path):
     """{split: {"correct", "total"}} of an original checkpoint: its answers on the test set, a number a class."""
     counts = content.get("counts")
     try:
-        if not all(len(of_split[key]) == len(content["classes"]) and all(type(n) is int and n >= 0 for n in of_split[key])
-                   for of_split in (counts["test"], *counts.values()) for key in ("correct", "total")):
+        numbers = [of_split[key] for of_split in (counts["test"], *counts.values()) for key in ("correct", "total")]
+        if not all(len(row) == len(content["classes"]) and all(type(n) is int and n >= 0 for n in row)
+                   for row in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its test counts do not fit its classes): write it again") from None
@@ -75,7 +76,7 @@ def load_network(path):
     if content.get("merge") not in MERGE_RULES:
         raise UserError(f"{path} is damaged (its merge rule is unknown): write it again")
     full = build_network(content["arch"], partition.num_classes, partition.image_size)
-    target, upper = split_network(full, _split_of(content, path))
+    target, upper = split_network(full, split_of(content, path))
     part = {name[len("deposit."):]: t for name, t in content["tensors"].items() if name.startswith("deposit.")}
     deposit = shape_like(_empty_lower(content, partition, path), part, path)
     network = RecoverNetwork(target, deposit, upper, partition.preserved_classes, partition.deposit_classes,
@@ -84,13 +85,14 @@ def load_network(path):
     return network.eval(), partition
 
 
-def _split_of(content, path):
+def split_of(content, path):
+    """n, the block after which the network in a target, deposit or recover checkpoint was cut."""
     split_at = content.get("split_at")
-    if not isinstance(split_at, int):
+    if type(split_at) is not int:
         raise UserError(f"{path} is damaged (its split point is missing): write it again")
     return split_at
 
 
 def _empty_lower(content, partition, path):
     full = build_network(content["arch"], partition.num_classes, partition.image_size)
-    return split_network(full, _split_of(content, path))[0]
+    return split_network(full, split_of(content, path))[0]

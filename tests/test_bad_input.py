@@ -128,7 +128,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(run, change):
     (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
     (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
     (lambda c: c["tensors"].update({"stem.conv1.weight": torch.full((16, 3, 3, 3), float("inf"))}), "not finite"),
-    (lambda c: c.update(target="0" * 64), "belong together"),
+    (lambda c: c.update(target="0" * 64), "another deposit run"), (lambda c: c.update(upper="0"), "another upper part"),
 ])
 def test_a_deposit_module_that_contradicts_itself_is_refused(run, change, word):
     save, _ = run
