@@ -12,10 +12,8 @@ from models.recover import released
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, run
 from utils.errors import UserError
-from utils.metrics import evaluate, metrics_path, read_metrics, table1, write_metrics
+from utils.metrics import TABLE1_ROWS, evaluate, metrics_path, read_metrics, table1, write_metrics
 from utils.runtime import Runtime
-
-ROWS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc"}
 
 
 def get_args_parser():
@@ -93,7 +91,7 @@ def print_table(original, target, recover, merge):
                     for rule, figures in recover.items()})
     print(f"{'':9}{'':20}{'Withdrawal':>12}")
     print(f"{'':9}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in columns))
-    for key, row in ROWS.items():
+    for key, row in TABLE1_ROWS.items():
         cells = []
         for name, figures in columns.items():
             value = figures.get(key) if figures and not (key in ("forgetting", "h_mean") and name not in (

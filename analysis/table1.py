@@ -12,8 +12,8 @@ sys.path.insert(0, ROOT)
 from utils.checkpoint import load_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
+from utils.metrics import TABLE1_ROWS
 
-ROWS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc"}
 RULES = {"concat": "concat", "calibrated": "calibrated", "sum": "sum", "released": "released (reads label)"}
 
 # Ye et al., ECCV 2022, Table 1: Original, Deposit, Withdrawal
@@ -58,7 +58,7 @@ def table(runs, paper):
     ours = ["Original", "Deposit", *(f"Withdrawal, {label}" for label in RULES.values())]
     theirs = [f"paper: {name}" for name in ("Original", "Deposit", "Withdrawal")] if paper else []
     lines = ["| | " + " | ".join(ours + theirs) + " |", "|---|" + "---|" * len(ours + theirs)]
-    for key, row in ROWS.items():
+    for key, row in TABLE1_ROWS.items():
         cells = [cell([metrics["original"][key] for metrics in runs]), cell([m["target"][key] for m in runs])]
         for rule in RULES:  # F and H Mean speak of forgetting, not of a recover network
             cells.append("-" if key in ("forgetting", "h_mean") else cell([m["recover"][rule][key] for m in runs]))
