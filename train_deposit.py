@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from datasets import batches, load_images, read_partition
+from datasets import batches, load_images, load_test_set_if_there, read_partition
 from datasets.batches import steps_per_epoch
 from models import build_deposit_module, cost, split_network, spread_ratio
 from models.files import counts_of, describe, network_of, read
@@ -146,15 +146,6 @@ def measure_scale(networks, images, runtime, batch_size=1000):
     return spread_ratio(torch.cat(z_0), torch.cat(z_t), networks.preserved)
 
 
-def open_test_set(partition, args, device):
-    """The test set, for the log alone; None, with a word, where it cannot be read."""
-    try:
-        return load_images(partition, args.data_dir, "test", partition.classes("all")).to(device)
-    except UserError as reason:
-        print(f"no accuracies will be logged: {reason}", flush=True)
-        return None
-
-
 def main(args):
     runtime = Runtime(args)
     original_path = args.original or os.path.join(args.save_path, "original.pt")
@@ -178,7 +169,9 @@ def main(args):
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
 
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
-    tests = open_test_set(partition, args, runtime.device)
+    tests = load_test_set_if_there(partition, args.data_dir, "no accuracies will be logged")
+    if tests is not None:
+        tests = tests.to(runtime.device)
 
     networks = runtime.place(Deposit(original, partition, args))
     before, after = (cost(part, partition.image_size) for part in (networks.original_lower, networks.deposit))
@@ -190,7 +183,7 @@ def main(args):
     training.track(optimizer, **networks.trained())
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(networks, optimizer, images, runtime, training, args, epoch)
-        if tests is not None:
+        if tests is not None:  # for the log alone: the last epoch is what is kept
             networks.eval()
             counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, tests,
                               partition.num_classes, runtime)

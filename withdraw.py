@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from datasets import load_images
+from datasets import load_images, load_test_set_if_there
 from models import MERGE_RULES, RecoverNetwork, split_network
 from models.files import deposit_module_of, describe, network_of, read, scale_of, split_of
 from models.recover import released
@@ -61,17 +61,6 @@ def _require_same(what, ours, theirs, target_path, deposit_path):
                         f"name the two files of one deposit")
 
 
-def open_test_set(partition, args, device):
-    """The images to measure on; None, with a word, when no --data_dir is given and none lies in ./data."""
-    try:
-        return load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all")).to(device)
-    except UserError as reason:
-        if args.data_dir is not None or args.eval_split == "val":
-            raise
-        print(f"not measured: {reason}", flush=True)
-        return None
-
-
 def measure(network, images, partition, runtime):
     """{name: counts} of the target network and of every merge rule, in one pass over the images."""
 
@@ -86,18 +75,17 @@ def measure(network, images, partition, runtime):
 
 def print_table(original, target, recover, merge):
     """The Table 1 block: Original, Deposit and Withdrawal, a column for each merge rule."""
-    columns = {"Original": original, "Deposit": target}
-    columns.update({rule + ("*" if rule == merge else " (reads label)" if rule == "released" else ""): figures
-                    for rule, figures in recover.items()})
+    columns = {"Original": original or {}, "Deposit": target}
+    for rule, figures in recover.items():
+        mark = "*" if rule == merge else " (reads label)" if rule == "released" else ""
+        # F and H Mean speak of forgetting, not of a recover network
+        columns[rule + mark] = {**figures, "forgetting": None, "h_mean": None}
     print(f"{'':9}{'':20}{'Withdrawal':>12}")
     print(f"{'':9}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in columns))
     for key, row in TABLE1_ROWS.items():
-        cells = []
-        for name, figures in columns.items():
-            value = figures.get(key) if figures and not (key in ("forgetting", "h_mean") and name not in (
-                "Original", "Deposit")) else None
-            cells.append(f"{'-' if value is None else format(value, '.2f'):>{max(10, len(name) + 2)}}")
-        print(f"{row:9}" + "".join(cells))
+        values = [figures.get(key) for figures in columns.values()]
+        print(f"{row:9}" + "".join(f"{'-' if value is None else format(value, '.2f'):>{max(10, len(name) + 2)}}"
+                                   for name, value in zip(columns, values)))
     print("* the rule of recover.pt; released chooses its rule by the true label and is no classifier")
 
 
@@ -114,7 +102,10 @@ def main(args):
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
     path = metrics_path(args.save_path, args.eval_split)
     original = read_metrics(path, partition).get("original")
-    images = open_test_set(partition, args, runtime.device)
+    if args.data_dir is not None or args.eval_split == "val":
+        images = load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all"))
+    else:
+        images = load_test_set_if_there(partition, "data", "not measured")
 
     state = network.state_dict()
     if not all(torch.isfinite(t).all() for t in state.values()):
@@ -125,7 +116,7 @@ def main(args):
     if images is None:
         return
 
-    counts = measure(runtime.place(network), images, partition, runtime)
+    counts = measure(runtime.place(network), images.to(runtime.device), partition, runtime)
     columns = {name: {**table1(c, partition, original and original["counts"]), "counts": c}
                for name, c in counts.items()}
     target = columns.pop("target")

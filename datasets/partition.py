@@ -235,3 +235,12 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
         offset += partition.samples[stored][class_id]["count"]
     rows = torch.cat(rows)
     return ImageSet(images[rows], labels[rows], partition.mean, partition.std, DATASETS[partition.dataset].flip)
+
+
+def load_test_set_if_there(partition, data_dir, consequence):
+    """The whole test set, where a stage can do without; else None, after printing `consequence` and the reason."""
+    try:
+        return load_images(partition, data_dir, "test", partition.classes("all"))
+    except UserError as reason:
+        print(f"{consequence}: {reason}", flush=True)
+        return None
