@@ -69,3 +69,33 @@ def batches(images, batch_size, device, *, generator=None):
 def steps_per_epoch(images, batch_size):
     """Number of batches that `batches` yields."""
     return -(-len(images) // batch_size)
+
+
+def mixed(x, generator):
+    """Each image averaged with another of the batch in a share drawn from [0.2, 0.8]. (b, 3, s, s) -> the same."""
+    share = 0.2 + 0.6 * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+    partner = torch.randperm(len(x), generator=generator, device=x.device)
+    return share * x + (1 - share) * x[partner]
+
+
+def shuffled(x, generator, grid=4):
+    """Images put together from grid x grid patches, each taken from an image of the batch drawn anew and from any
+    place in it. (b, 3, s, s) -> the same; where grid does not divide s, the rest at the edge stays."""
+    b, c, size, _ = x.shape
+    side = size // grid
+    area = x[:, :, :side * grid, :side * grid]
+    patches = area.reshape(b, c, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, side, side)
+    patches = patches[torch.randperm(len(patches), generator=generator, device=x.device)]
+    out = x.clone()
+    out[:, :, :side * grid, :side * grid] = patches.reshape(b, grid, grid, c, side, side).permute(
+        0, 3, 1, 4, 2, 5).reshape(area.shape)
+    return out
+
+
+def noisy(x, generator):
+    """Normal noise of deviation 1, that of the normalised pixels, added. (b, 3, s, s) -> the same."""
+    return x + torch.empty_like(x).normal_(generator=generator)
+
+
+# Images made of a batch's own that are unlike it: they reach activations that the batch's classes do not.
+UNLIKE = {"mixed": mixed, "shuffled": shuffled, "noisy": noisy}

@@ -135,3 +135,19 @@ def test_losses_are_float32_for_bfloat16_inputs(logits):
     assert losses.distillation(z, z, 4.0).dtype == torch.float32
     assert losses.recoverability(z, torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
     assert losses.attention_map(torch.rand(2, 3, 4, 4).bfloat16()).dtype == torch.float32
+
+
+def test_logits_preserving_sees_the_scale_and_shift_that_kd_is_blind_to(logits):
+    z, z_0, _ = logits
+    mean = sum((z[i, c] - z_0[i, c]).item() ** 2 for i in range(6) for c in (0, 3, 4)) / 18
+    assert losses.logits_preserving(z, z_0, PRESERVED, 4.0).item() == pytest.approx(mean, rel=1e-5)
+    assert losses.logits_preserving(z_0 + 2, z_0, PRESERVED, 4.0).item() == pytest.approx(4.0, rel=1e-5)
+
+
+def test_feature_transfer_is_relative_and_gives_the_reference_no_gradient():
+    reference = torch.tensor([[[[3.0, 4.0]]]], requires_grad=True)
+    features = torch.zeros(1, 1, 1, 2, requires_grad=True)
+    assert losses.feature_transfer(features, reference).item() == pytest.approx(1.0)
+    assert losses.feature_transfer(reference * 10 - features, reference * 10).item() == 0.0
+    losses.feature_transfer(features, reference).backward()
+    assert reference.grad is None and features.grad.abs().sum() > 0

@@ -49,9 +49,22 @@ def knowledge_preserving(target_logits, original_logits, preserved, temperature)
     return distillation(select(target_logits, preserved), select(original_logits, preserved), temperature)
 
 
+def logits_preserving(target_logits, original_logits, preserved, temperature):
+    """L_kp as mean squared error of g(z_T) and g(z_0), ours: unlike KD, it also keeps the scale and shift of
+    the logits. The temperature plays no part."""
+    return F.mse_loss(select(target_logits, preserved).float(), select(original_logits, preserved).detach().float())
+
+
 def partial_transfer(deposit_logits, original_logits, deposit, temperature):
     """L_pt = KD(g-bar(z_Tr), g-bar(z_0)): the knowledge of the deposit classes moves into T_r."""
     return distillation(select(deposit_logits, deposit), select(original_logits, deposit), temperature)
+
+
+def feature_transfer(features, reference):
+    """L_ft, ours: squared error of T_r(x) against lower_0(x), in units of the reference's mean square, so that
+    0 is a perfect copy and 1 an answer of nothing. Feature maps (batch, c, h, w)."""
+    reference = reference.detach().float()
+    return F.mse_loss(features.float(), reference) / reference.square().mean().clamp_min(1e-12)
 
 
 def recoverability(recover_logits, labels):
