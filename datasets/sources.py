@@ -12,6 +12,7 @@ Every source offers
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +21,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from tqdm import tqdm
 
+from datasets.cache import FOLDER, cached, source_key
 from utils.errors import UserError
 
 SPLITS = ("train", "test")
@@ -99,16 +102,30 @@ class FolderSource:
         return len(files), digest.hexdigest()
 
     def load(self, split, class_ids):
-        listed = [(path, c) for c in class_ids for path in self._files(split, c)]
-        images = torch.empty((len(listed), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        parts = [self._class_images(split, c) for c in class_ids]
+        labels = torch.cat([torch.full((len(part),), c) for c, part in zip(class_ids, parts)])
+        # channels second in shape, innermost in memory, as the files hold them
+        return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), labels
 
-        def read(index):
-            images[index] = torch.from_numpy(_read(listed[index][0], self.image_size)).permute(2, 0, 1)
+    def _class_images(self, split, class_id):
+        """uint8 (n, s, s, 3), decoded once and then read from the cache."""
+        files, size = self._files(split, class_id), self.image_size
+        shape = (len(files), size, size, 3)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter's lock
-            for _ in pool.map(read, range(len(listed))):
-                pass
-        return images, torch.tensor([c for _, c in listed], dtype=torch.int64)
+        def decode():
+            images = np.empty(shape, np.uint8)
+
+            def read(index):
+                images[index] = _read(files[index], size)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter's lock
+                for _ in tqdm(pool.map(read, range(len(files))), total=len(files), leave=False,
+                              desc=f"decoding {split}/{self.class_names[class_id]}", disable=not sys.stderr.isatty()):
+                    pass
+            return images
+
+        path = os.path.join(self.root, FOLDER, f"{split}-{self.class_names[class_id]}-{size}")
+        return cached(path, source_key(files, size), shape, decode)
 
 
 def _open(path):

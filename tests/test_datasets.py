@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import os
 import pickle
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from conftest import CLASSES, make_folder
 from PIL import Image
 
 from datasets import ImageSet, Partition, batches, load_images, make_partition, open_source
-from datasets.batches import crop_and_flip, normalise, steps_per_epoch
+from datasets.batches import UNLIKE, crop_and_flip, normalise, steps_per_epoch
+from datasets.cache import FOLDER
 from datasets.sources import FolderSource
 from utils.errors import UserError
 
@@ -285,3 +288,56 @@ def test_no_flip_for_data_that_forbid_it():
 def test_normalise_keeps_one_layout():
     x = normalise(image_set().images, [0.5] * 3, [0.25] * 3)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
+
+
+def test_unlike_images_are_made_of_the_batch_and_of_nothing_else():
+    x = torch.randn(6, 3, 18, 18, generator=torch.Generator().manual_seed(0))
+    for name, make in UNLIKE.items():
+        first, again = (make(x, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert first.shape == x.shape and torch.equal(first, again) and not torch.equal(first, x), name
+    patches = UNLIKE["shuffled"](x, torch.Generator().manual_seed(1))
+    # the same pixels in other places; 18 is no multiple of 4, so the edge of 2 stays
+    assert torch.equal(patches.flatten().sort().values, x.flatten().sort().values)
+    assert torch.equal(patches[:, :, 16:], x[:, :, 16:]) and torch.equal(patches[:, :, :, 16:], x[:, :, :, 16:])
+    blocks = {tuple(x[i, :, r:r + 4, c:c + 4].flatten().tolist()) for i in range(6)
+              for r in range(0, 16, 4) for c in range(0, 16, 4)}
+    assert {tuple(patches[i, :, r:r + 4, c:c + 4].flatten().tolist()) for i in range(6)
+            for r in range(0, 16, 4) for c in range(0, 16, 4)} == blocks
+    mixture = UNLIKE["mixed"](torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4), torch.Generator())
+    assert mixture.min() >= 0 and mixture.max() <= 1
+
+
+def test_images_are_decoded_once_and_again_when_they_change(folder, monkeypatch):
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(Path(path).name) or real(path, *a))
+    first, labels = FolderSource(folder).load("train", [1, 2])
+    assert len(opened) == 1 + 24  # the first image of all tells the size
+    again, _ = FolderSource(folder).load("train", [1, 2])
+    assert len(opened) == 2 + 24 and torch.equal(first, again) and labels.tolist() == [1] * 12 + [2] * 12
+    path = folder / "train" / "bee" / "000.png"
+    with real(path) as image:
+        pixels = 255 - np.asarray(image)
+    status = path.stat()
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    opened.clear()
+    changed, _ = FolderSource(folder).load("train", [1, 2])
+    assert len(opened) == 1 + 12 and not torch.equal(changed[0], first[0]) and torch.equal(changed[1:], first[1:])
+    assert len(list((folder / FOLDER).iterdir())) == 2  # the stale cache is gone
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: bytes([b[0] ^ 1]) + b[1:], lambda b: b"", ])
+def test_a_damaged_cache_is_made_anew(folder, damage):
+    first, _ = FolderSource(folder).load("test", [0])
+    cache, = (folder / FOLDER).iterdir()
+    whole = cache.read_bytes()
+    cache.write_bytes(damage(whole))
+    again, _ = FolderSource(folder).load("test", [0])
+    assert torch.equal(first, again) and cache.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(folder):
+    (folder / FOLDER).write_text("a file where the cache's folder should be")
+    images, _ = FolderSource(folder).load("test", [0])
+    assert len(images) == 5
