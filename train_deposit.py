@@ -16,7 +16,7 @@ from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
 from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, read_metrics, record_original, table1
-from utils.run import LossMeter, TrainingRun, already_done, learning_rate, settings_of, take_step
+from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
 
 
@@ -101,6 +101,11 @@ class Deposit(torch.nn.Module):
         """{name: module} of what the deposit changes."""
         modules = {"target": self.target, "deposit": self.deposit}
         return {**modules, "upper": self.upper} if self.args.upper == "trained" else modules
+
+    def compile_parts(self):
+        """Compile each part, whose state_dicts stay as they are."""
+        for part in {self.original_lower, self.original_upper, self.upper, self.target, self.deposit}:
+            part.compile()
 
     def train(self, mode=True):
         # T0 and a frozen upper part stay in eval mode whatever their parent does, and with --bn_stats
@@ -199,8 +204,9 @@ def main(args):
     for unit in before:
         print(f"deposit module: {after[unit]:,} of the lower part's {before[unit]:,} {unit} "
               f"({100 * after[unit] / before[unit]:.1f} %)", flush=True)
-    optimizer = torch.optim.SGD([p for m in networks.trained().values() for p in m.parameters()], args.lr,
-                                args.momentum, weight_decay=args.weight_decay)
+    if args.compile:
+        networks.compile_parts()
+    optimizer = make_optimizer([p for m in networks.trained().values() for p in m.parameters()], args)
     training.track(optimizer, **networks.trained())
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(networks, optimizer, images, runtime, training, args, epoch)

@@ -14,7 +14,7 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, make_parser, run
 from utils.errors import UserError
 from utils.metrics import evaluate, percent, record_original
-from utils.run import LossMeter, TrainingRun, already_done, learning_rate, settings_of, take_step
+from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
 
 
@@ -101,8 +101,9 @@ def main(args):
 
     torch.manual_seed(args.seed)
     network = runtime.place(build_network(args.arch, len(classes), partition.image_size))
-    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay,
-                                nesterov=args.momentum > 0)
+    if args.compile:
+        network.compile()
+    optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, network=network)
     shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():

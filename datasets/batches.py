@@ -26,7 +26,7 @@ class ImageSet:
 
 def normalise(images, mean, std):
     """uint8 (n, 3, h, w) in 0..255 -> float32 with channel mean 0 and deviation 1, channels_last."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    mean, std = (torch.as_tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -59,11 +59,13 @@ def batches(images, batch_size, device, *, generator=None):
     count = -(-len(images) // batch_size)
     order = (torch.arange(len(images), device=device) if generator is None
              else torch.randperm(len(images), generator=generator, device=device))
+    # moved once: within the loop it would make the host wait for a GPU at every batch
+    mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
     for rows in order.tensor_split(count):
         chosen = images.images[rows]
         if generator is not None:
             chosen = crop_and_flip(chosen, images.flip, generator)
-        yield normalise(chosen, images.mean, images.std), images.labels[rows]
+        yield normalise(chosen, mean, std), images.labels[rows]
 
 
 def steps_per_epoch(images, batch_size):

@@ -50,6 +50,9 @@ def add_running_args(parser):
                        help="auto: CUDA when there is a GPU, else the CPU")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                        help="auto: bfloat16 autocast where the processor has instructions for it, else float32")
+    group.add_argument("--deterministic", action="store_true",
+                       help="on CUDA choose only algorithms that give the same bits again, which costs some speed; "
+                            "a CPU with a given number of threads does so anyway")
     return group
 
 
@@ -69,6 +72,8 @@ def add_optimiser_args(parser, *, epochs, lr, schedule):
                        help="epochs over which the rate rises linearly from zero")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=0.0,
                        help="largest norm of the gradient of a step; 0: no limit")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the networks with torch.compile: minutes at first, then faster steps")
     return group
 
 

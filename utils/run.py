@@ -171,6 +171,13 @@ def learning_rate(args, step, steps_per_epoch):
     return args.lr
 
 
+def make_optimizer(parameters, args, nesterov=False):
+    """SGD with the flags of add_optimiser_args."""
+    # PyTorch chooses its foreach kernels on CUDA. The fused one takes a resumed momentum in another memory
+    # layout than its channels_last weight for one in the same, without a word: a resumed run went astray.
+    return torch.optim.SGD(parameters, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=nesterov)
+
+
 def take_step(optimizer, loss, lr, clip_norm):
     """Backward and one update at rate `lr`, the gradient's norm limited to clip_norm unless that is 0."""
     for group in optimizer.param_groups:

@@ -1,5 +1,6 @@
 """Where and in which precision a stage computes, and its random numbers."""
 
+import os
 import platform
 
 import torch
@@ -10,7 +11,7 @@ from utils.errors import UserError
 class Runtime:
     """Device, autocast and random generators of one stage.
 
-    args: device, precision and seed of :func:`utils.cli.add_running_args`.
+    args: device, precision, deterministic and seed of :func:`utils.cli.add_running_args`.
     """
 
     def __init__(self, args):
@@ -23,6 +24,11 @@ class Runtime:
             precision = "bf16" if _has_bfloat16(name) else "fp32"
         self.precision, self.seed = precision, args.seed
         torch.manual_seed(args.seed)
+        if name == "cuda":
+            torch.backends.cudnn.benchmark = not args.deterministic
+            if args.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
 
     def autocast(self):
         """The context in which forward passes run; parameters, losses and updates stay in float32."""

@@ -1,0 +1,245 @@
+"""How fast the original's and the deposit's step are: images per second beside a plain reference written the usual
+way (files decoded by a DataLoader, float32, NCHW, a forward a branch, .item() at every step), on the same machine in
+the same run, and the share of the machine's matrix-multiplication peak that is reached."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, ROOT)
+import train_deposit
+import train_scratch
+from datasets import load_images, make_partition
+from models import ARCHITECTURES, build_deposit_module, build_network, split_network
+from utils.checkpoint import save_json
+from utils.cli import add_running_args, bounded, make_parser, run
+from utils.run import make_optimizer
+from utils.runtime import Runtime
+
+CLASSES, SIZE, EPOCH = 10, 32, 50_000  # CIFAR-10's; pixels are random, which changes no speed
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture")
+    parser.add_argument("--batch_size", type=bounded(int, 2), default=128, help="images a step")
+    parser.add_argument("--steps", type=bounded(int, 1), default=8, help="steps measured, after as many to warm up "
+                                                                         "(at most 3)")
+    parser.add_argument("--workers", type=bounded(int, 0), default=os.cpu_count(),
+                        help="DataLoader processes of the reference")
+    parser.add_argument("--compile", action="store_true", help="compile our networks, as the stages' flag does")
+    parser.add_argument("--out", default=None, help="JSON file to write as well")
+    add_running_args(parser)
+    return parser
+
+
+def make_images(root, count):
+    """Random images as an image folder train/<class>/, test/<class>/."""
+    rng = np.random.default_rng(0)
+    for c in range(CLASSES):
+        for split, share in (("train", count // CLASSES + 1), ("test", 1)):
+            folder = os.path.join(root, split, f"class{c}")
+            os.makedirs(folder)
+            for i in range(share):
+                Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
+
+
+class NoProgress:
+    """Stands for a TrainingRun where nothing is shown."""
+
+    @staticmethod
+    def progress(data, epoch, total):
+        return data
+
+
+def stage_args(module, args):
+    """The defaults of a stage, with the flags that this script shares with it."""
+    flags = ["--batch_size", str(args.batch_size), "--device", args.device, "--precision", args.precision]
+    flags += ["--compile"] * args.compile + ["--deterministic"] * args.deterministic
+    return module.get_args_parser().parse_args(flags)
+
+
+def our_original(args, runtime, partition):
+    """images -> None: an epoch of train_scratch.py over them."""
+    stage = stage_args(train_scratch, args)
+    network = runtime.place(build_network(args.arch, CLASSES, SIZE))
+    if args.compile:
+        network.compile()
+    optimizer = make_optimizer(network.parameters(), stage, nesterov=True)
+    return lambda part: train_scratch.train_one_epoch(network, optimizer, part, runtime, NoProgress, stage, 0)
+
+
+def our_deposit(args, runtime, partition):
+    """images -> None: an epoch of train_deposit.py over them."""
+    stage = stage_args(train_deposit, args)
+    networks = runtime.place(train_deposit.Deposit(build_network(args.arch, CLASSES, SIZE).eval(), partition, stage))
+    if args.compile:
+        networks.compile_parts()
+    optimizer = make_optimizer([p for m in networks.trained().values() for p in m.parameters()], stage)
+    return lambda part: train_deposit.train_one_epoch(networks, optimizer, part, runtime, NoProgress, stage, 0)
+
+
+def reference_loader(root, args, deposit_classes=None):
+    """The usual loader: files decoded and augmented in worker processes."""
+    pipeline = transforms.Compose([transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(),
+                                   transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
+    data = torchvision.datasets.ImageFolder(os.path.join(root, "train"), pipeline)
+    if deposit_classes is not None:
+        data = torch.utils.data.Subset(data, [i for i, c in enumerate(data.targets) if c in deposit_classes])
+    # sampled with replacement, so that a few files make as many batches as are wanted
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * 10_000)
+    return iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers, pin_memory=True))
+
+
+def reference_original(args, device, root):
+    """steps -> None: a plain training loop."""
+    network = build_network(args.arch, CLASSES, SIZE).to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    loader = reference_loader(root, args)
+
+    def steps(count):
+        for _ in range(count):
+            x, y = (t.to(device) for t in next(loader))
+            loss = F.cross_entropy(network(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return steps
+
+
+def reference_deposit(args, device, root, partition):
+    """steps -> None: the deposit's losses, each branch with its own forward through both parts."""
+    stage = stage_args(train_deposit, args)
+    lower, upper = split_network(build_network(args.arch, CLASSES, SIZE).to(device), stage.split_at)
+    target = build_deposit_module(lower, 0, SIZE).train()
+    deposit = build_deposit_module(lower, stage.prune_ratio, SIZE).train()
+    lower.eval()
+    upper.eval()
+    optimizer = torch.optim.SGD([*target.parameters(), *deposit.parameters()], 0.01, 0.9, weight_decay=5e-4)
+    loader = reference_loader(root, args, partition.deposit_classes)
+    kept, gone = (torch.tensor(c, device=device) for c in (partition.preserved_classes, partition.deposit_classes))
+
+    def kd(student, teacher, t=4.0):
+        return t * t * F.kl_div(F.log_softmax(student / t, 1), F.softmax(teacher / t, 1), reduction="batchmean")
+
+    def attention(features):
+        return F.normalize(features.pow(2).mean(1).flatten(1))
+
+    def steps(count):
+        for _ in range(count):
+            x, y = (t.to(device) for t in next(loader))
+            z_0, z_t, z_r = (upper(part(x)) for part in (lower, target, deposit))
+            recover = upper(target(x)).detach().clone()  # T~ is run as a network of its own
+            recover[:, gone] = upper(deposit(x))[:, gone]
+            terms = [F.cross_entropy(z_t, torch.randint(CLASSES, y.shape, device=device)),
+                     -100 * (attention(target(x)) - attention(lower(x))).pow(2).mean(),
+                     5 * kd(z_t[:, kept], z_0[:, kept].detach()), kd(z_r[:, gone], z_0[:, gone].detach()),
+                     0.1 * F.cross_entropy(recover, y)]
+            optimizer.zero_grad()
+            sum(terms).backward()
+            optimizer.step()
+            [term.item() for term in terms]
+
+    return steps
+
+
+def measure(flags, root, stage, ours):
+    """One measurement, in a process of its own so that its peak memory is its own."""
+    args = argparse.Namespace(**flags)
+    runtime = Runtime(args)
+    cuda = runtime.device.type == "cuda"
+    partition = make_partition("folder", root, draw="first")
+    if ours:
+        classes = partition.classes("all" if stage == "original" else "deposit")
+        images = load_images(partition, root, "train", classes).to(runtime.device)
+        epoch = (our_original if stage == "original" else our_deposit)(args, runtime, partition)
+
+        def steps(count):
+            rows = torch.arange(count * args.batch_size, device=runtime.device) % len(images)
+            epoch(type(images)(images.images[rows], images.labels[rows], images.mean, images.std, images.flip))
+    else:
+        steps = (reference_original(args, runtime.device, root) if stage == "original"
+                 else reference_deposit(args, runtime.device, root, partition))
+    steps(min(args.steps, 3))
+    if cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    steps(args.steps)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / args.steps
+    images_s = args.batch_size / seconds
+    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {"seconds_per_step": seconds, "images_per_s": images_s, "peak_memory_bytes": memory,
+               "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s}
+    if ours and not args.compile:  # the counter sees what eager mode calls
+        with FlopCounterMode(display=False) as counter:
+            steps(1)
+        figures["flops_per_step"] = counter.get_total_flops()
+    return figures
+
+
+def matmul_peak(flags, size=4096, repeats=5):
+    """{precision: FLOP/s} of the best of some square matrix products."""
+    device, peaks = Runtime(argparse.Namespace(**flags)).device, {}
+    for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+        best = float("inf")
+        for _ in range(repeats + 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+        peaks[name] = 2 * size**3 / best
+    return peaks
+
+
+def in_own_process(function, *arguments):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def main(args):
+    runtime = Runtime(args)
+    flags = vars(args)
+    report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "compile": args.compile,
+              "matmul_flops_per_s": in_own_process(matmul_peak, flags)}
+    with tempfile.TemporaryDirectory() as root:
+        make_images(root, 4 * args.batch_size)
+        for stage in ("original", "deposit"):
+            of_stage = {name: in_own_process(measure, flags, root, stage, name == "ours")
+                        for name in ("reference", "ours")}
+            of_stage["speedup"] = of_stage["ours"]["images_per_s"] / of_stage["reference"]["images_per_s"]
+            work = of_stage["ours"].get("flops_per_step")
+            if work:
+                of_stage["share_of_peak"] = (work / of_stage["ours"]["seconds_per_step"]
+                                             / report["matmul_flops_per_s"][runtime.precision])
+            report[stage] = of_stage
+    print(json.dumps(report, indent=2))
+    if args.out:
+        save_json(args.out, report)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
