@@ -7,7 +7,7 @@ import torch
 
 from datasets import load_images, load_test_set_if_there
 from models import MERGE_RULES, RecoverNetwork, split_network
-from models.files import deposit_module_of, describe, network_of, read, scale_of, split_of
+from models.files import calibration_of, deposit_module_of, describe, network_of, read, split_of
 from models.recover import released
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, run
@@ -31,9 +31,10 @@ def get_args_parser():
     merge = parser.add_argument_group("recover network T~")
     merge.add_argument("--merge", choices=[*MERGE_RULES, "released"], default="calibrated",
                        help="rule by which T~ joins z_T and z_Tr. concat: the paper's g(z_T) + g-bar(z_Tr); "
-                            "calibrated: ours, preserved columns scaled by deposit.pt's s and averaged over both "
-                            "branches; sum: z_T + z_Tr; released: the authors' evaluation, which chooses by the true "
-                            "label and so cannot be built. All are always measured")
+                            "scaled: T's columns times deposit.pt's s; calibrated: scaled, and averaged over both "
+                            "branches; evidence: calibrated, with T's verdict on which block the image is of; "
+                            "sum: z_T + z_Tr; branch: z_Tr alone, a control; released: the authors' evaluation, which "
+                            "chooses by the true label and so cannot be built. All are always measured")
     add_running_args(parser)
     return parser
 
@@ -51,7 +52,7 @@ def load_recover_network(target_path, deposit_path, merge):
     _require_same("deposit run", content["checksum"], deposit.get("target"), target_path, deposit_path)
     network = RecoverNetwork(target, deposit_module_of(deposit, partition, deposit_path), upper,
                              partition.preserved_classes, partition.deposit_classes, merge,
-                             scale_of(deposit, deposit_path))
+                             calibration_of(deposit, deposit_path))
     return network.eval().requires_grad_(False), partition, content
 
 
@@ -67,7 +68,7 @@ def measure(network, images, partition, runtime):
     def forward(x, y):
         z_t, z_r = (z.float() for z in network.branches(x))
         outputs = {rule: network.merged(z_t, z_r, rule) for rule in MERGE_RULES}
-        outputs["released"] = released(z_t, z_r, network.preserved, network.deposited, network.scale, y)
+        outputs["released"] = released(z_t, z_r, network.preserved, network.deposited, network.calibration, y)
         return {"target": z_t, **outputs}
 
     return evaluate(forward, images, partition.num_classes, runtime)
@@ -111,8 +112,9 @@ def main(args):
     if not all(torch.isfinite(t).all() for t in state.values()):
         raise UserError(f"{target_path} or {deposit_path} holds weights that are not finite: train them again")
     save_checkpoint(out, "recover", state, **describe(content["arch"], partition.classes("all"), partition),
-                    split_at=content["split_at"], merge=args.merge, scale=network.scale, target=content["checksum"])
-    print(f"wrote {out} (merge {args.merge}, scale s = {network.scale:.3f})")
+                    split_at=content["split_at"], merge=args.merge, calibration=network.calibration._asdict(),
+                    target=content["checksum"])
+    print(f"wrote {out} (merge {args.merge}, {network.calibration})")
     if images is None:
         return
 

@@ -14,7 +14,9 @@ from utils.cli import make_parser, run
 from utils.errors import UserError
 from utils.metrics import TABLE1_ROWS
 
-RULES = {"concat": "concat", "calibrated": "calibrated", "sum": "sum", "released": "released (reads label)"}
+# the merge rules that a table shows where metrics.json has them
+RULES = {"concat": "concat", "scaled": "scaled", "calibrated": "calibrated", "evidence": "evidence", "sum": "sum",
+         "branch": "z_Tr alone", "released": "released (reads label)"}
 
 # Ye et al., ECCV 2022, Table 1: Original, Deposit, Withdrawal
 PAPER = {
@@ -32,7 +34,8 @@ TABLES = {
     **{trial: ("none", f"results/deposit_defaults/{trial}/metrics_val.json")
        for trial in ("kp1_frozen", "kp1_updated", "kp5_updated", "kp10_frozen", "kp5_updated_10epochs")},
 }
-PAGES = ("README.md", "results/README.md")
+STUDIES = {"withdrawal_study": "results/withdrawal", "withdrawal_explored": "results/withdrawal_explored"}
+PAGES = ("README.md", "results/README.md", "results/withdrawal.md")
 
 
 def get_args_parser():
@@ -53,17 +56,40 @@ def cell(values):
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
+def measured_rules(runs):
+    """The rules that every run has measured, in the order of RULES."""
+    return [rule for rule in RULES if all(rule in metrics["recover"] for metrics in runs)]
+
+
 def table(runs, paper):
     """The Markdown table of a list of metrics.json contents."""
-    ours = ["Original", "Deposit", *(f"Withdrawal, {label}" for label in RULES.values())]
+    rules = measured_rules(runs)
+    ours = ["Original", "Deposit", *(f"Withdrawal, {RULES[rule]}" for rule in rules)]
     theirs = [f"paper: {name}" for name in ("Original", "Deposit", "Withdrawal")] if paper else []
     lines = ["| | " + " | ".join(ours + theirs) + " |", "|---|" + "---|" * len(ours + theirs)]
     for key, row in TABLE1_ROWS.items():
         cells = [cell([metrics["original"][key] for metrics in runs]), cell([m["target"][key] for m in runs])]
-        for rule in RULES:  # F and H Mean speak of forgetting, not of a recover network
+        for rule in rules:  # F and H Mean speak of forgetting, not of a recover network
             cells.append("-" if key in ("forgetting", "h_mean") else cell([m["recover"][rule][key] for m in runs]))
         cells += ["-" if value is None else f"{value:.2f}" for value in paper.get(key, ())]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def study_table(folder):
+    """The Markdown table of the withdrawal study: a row for each <variant>/ in `folder`, means over its
+    seed*/metrics_val.json. Of a withdrawal it shows by how much Avg Acc differs from that run's own original."""
+    variants = {name: [load_json(path) for path in sorted(glob.glob(os.path.join(folder, name, "seed*",
+                                                                                 "metrics_val.json")))]
+                for name in sorted(os.listdir(folder))}
+    rules = measured_rules([metrics for runs in variants.values() for metrics in runs])
+    head = ["variant", "n", "T: Pre - Original", "T: Dep", *(f"{RULES[rule]}: Avg - Original" for rule in rules)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
+    for name, runs in variants.items():
+        cells = [name, str(len(runs)), cell([m["target"]["pre_acc"] - m["original"]["pre_acc"] for m in runs]),
+                 cell([m["target"]["dep_acc"] for m in runs])]
+        cells += [cell([m["recover"][rule]["avg_acc"] - m["original"]["avg_acc"] for m in runs]) for rule in rules]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -80,8 +106,11 @@ def with_tables(page):
     """A page's text with each table made anew from the files that TABLES names."""
 
     def fill(match):
-        paper, pattern = TABLES[match[1]]
-        filled = table_of(sorted(glob.glob(os.path.join(ROOT, pattern))), paper)
+        if match[1] in STUDIES:
+            filled = study_table(os.path.join(ROOT, STUDIES[match[1]]))
+        else:
+            paper, pattern = TABLES[match[1]]
+            filled = table_of(sorted(glob.glob(os.path.join(ROOT, pattern))), paper)
         return f"<!-- table {match[1]} -->\n{filled}<!-- end -->"
 
     return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)

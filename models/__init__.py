@@ -8,8 +8,8 @@
 
 from models.deposit import build_deposit_module, cost
 from models.files import load_network
-from models.recover import MERGE_RULES, RecoverNetwork, spread_ratio
+from models.recover import MERGE_RULES, Calibration, RecoverNetwork
 from models.resnet import ARCHITECTURES, build_network, split_network
 
-__all__ = ["ARCHITECTURES", "MERGE_RULES", "RecoverNetwork", "build_deposit_module", "build_network", "cost",
-           "load_network", "split_network", "spread_ratio"]
+__all__ = ["ARCHITECTURES", "MERGE_RULES", "Calibration", "RecoverNetwork", "build_deposit_module", "build_network",
+           "cost", "load_network", "split_network"]

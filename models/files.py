@@ -4,7 +4,7 @@ import math
 
 from datasets.partition import Partition
 from models.deposit import shape_like
-from models.recover import MERGE_RULES, RecoverNetwork
+from models.recover import MERGE_RULES, Calibration, RecoverNetwork
 from models.resnet import ARCHITECTURES, build_network, split_network
 from utils.checkpoint import load_checkpoint, load_into
 from utils.errors import UserError
@@ -56,12 +56,16 @@ def counts_of(content, path):
     return counts
 
 
-def scale_of(content, path):
-    """The number s of `spread_ratio` in a deposit or recover checkpoint."""
-    scale = content.get("scale")
-    if not isinstance(scale, float) or not math.isfinite(scale) or scale <= 0:
-        raise UserError(f"{path} is damaged (its scale is no positive number): write it again")
-    return scale
+def calibration_of(content, path):
+    """The Calibration in a deposit or recover checkpoint."""
+    numbers = content.get("calibration")
+    try:
+        calibration = Calibration(**numbers)
+        if not all(isinstance(n, float) and math.isfinite(n) for n in calibration) or calibration.scale <= 0:
+            raise TypeError
+    except TypeError:
+        raise UserError(f"{path} is damaged (its calibration is no pair of numbers): write it again") from None
+    return calibration
 
 
 def load_network(path):
@@ -80,7 +84,7 @@ def load_network(path):
     part = {name[len("deposit."):]: t for name, t in content["tensors"].items() if name.startswith("deposit.")}
     deposit = shape_like(_empty_lower(content, partition, path), part, path)
     network = RecoverNetwork(target, deposit, upper, partition.preserved_classes, partition.deposit_classes,
-                             content["merge"], scale_of(content, path))
+                             content["merge"], calibration_of(content, path))
     load_into(network, content["tensors"], path)
     return network.eval(), partition
 

@@ -124,7 +124,9 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(run, change):
 
 
 @pytest.mark.parametrize("change,word", [
-    (lambda c: c.update(scale=float("nan")), "scale"), (lambda c: c.update(split_at=9), "belong together"),
+    (lambda c: c["calibration"].update(scale=float("nan")), "calibration"),
+    (lambda c: c["calibration"].pop("margin"), "calibration"), (lambda c: c.update(calibration=3), "calibration"),
+    (lambda c: c.update(split_at=9), "belong together"),
     (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
     (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
     (lambda c: c["tensors"].update({"stem.conv1.weight": torch.full((16, 3, 3, 3), float("inf"))}), "not finite"),

@@ -1,14 +1,16 @@
 """Composition of lower and upper part, pruning, the recover network."""
 
 import copy
+import math
 
 import pytest
 import torch
 
-from models import (ARCHITECTURES, MERGE_RULES, RecoverNetwork, build_deposit_module, build_network, cost,
-                    split_network, spread_ratio)
+from models import (ARCHITECTURES, MERGE_RULES, Calibration, RecoverNetwork, build_deposit_module, build_network, cost,
+                    split_network)
 from models.deposit import shape_like
-from models.recover import calibrated, concat, released, total
+from models.recover import (EVIDENCE, branch, calibrated, concat, evidence, preserved_margin, released, scaled,
+                            spread_ratio, total)
 from utils.errors import UserError
 
 SPLITS = [(arch, n) for arch in ARCHITECTURES for n in range(1, len(build_network(arch, 3, 32)) - 1)]
@@ -104,7 +106,7 @@ def test_concat_of_untrained_unpruned_parts_is_the_original(arch):
     network = shaken(build_network(arch, 5, 32))
     lower, upper = split_network(network, 2)
     recover = RecoverNetwork(copy.deepcopy(lower), build_deposit_module(lower, 0.0, 32), upper,
-                             [0, 2, 4], [1, 3], "concat", 1.0).eval()
+                             [0, 2, 4], [1, 3], "concat", Calibration(1.0, 0.0)).eval()
     x = torch.randn(3, 3, 32, 32)
     assert torch.equal(recover(x), network(x))
 
@@ -115,17 +117,32 @@ PRESERVED, DEPOSIT = torch.tensor([0, 3]), torch.tensor([1, 2])
 
 
 @pytest.mark.parametrize("rule,expected", [
+    (branch, [10, 20, 30, 40]),
     (concat, [1, 20, 30, 4]),
+    (scaled, [2, 20, 30, 8]),
     (calibrated, [(2 * 1 + 10) / 2, 20, 30, (2 * 4 + 40) / 2]),
     (total, [11, 22, 33, 44]),
 ])
 def test_merge_rules_by_hand(rule, expected):
-    assert rule(Z_T, Z_R, PRESERVED, DEPOSIT, 2.0).tolist() == [expected]
+    assert rule(Z_T, Z_R, PRESERVED, DEPOSIT, Calibration(2.0, 0.5)).tolist() == [expected]
+
+
+def test_evidence_by_hand():
+    # T's margin: ln(e^1 + e^4) - ln(e^2 + e^3), less m = 0.5
+    verdict = EVIDENCE * (math.log((math.e + math.e**4) / (math.e**2 + math.e**3)) - 0.5)
+    expected = [6 + verdict, 20, 30, 24 + verdict]
+    merged = evidence(Z_T, Z_R, PRESERVED, DEPOSIT, Calibration(2.0, 0.5))
+    assert merged[0].tolist() == pytest.approx(expected, rel=1e-6)
+    # where T is as undecided as on D_r, it is `calibrated`
+    margin = preserved_margin(Z_T, PRESERVED, DEPOSIT).item()
+    assert torch.allclose(evidence(Z_T, Z_R, PRESERVED, DEPOSIT, Calibration(2.0, margin)),
+                          calibrated(Z_T, Z_R, PRESERVED, DEPOSIT, Calibration(2.0, margin)))
 
 
 def test_released_rule_chooses_by_the_label():
     z_t, z_r, labels = Z_T.repeat(2, 1), Z_R.repeat(2, 1), torch.tensor([0, 1])
-    assert released(z_t, z_r, PRESERVED, DEPOSIT, 2.0, labels).tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]]
+    merged = released(z_t, z_r, PRESERVED, DEPOSIT, Calibration(2.0, 0.5), labels)
+    assert merged.tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]]
     assert "released" not in MERGE_RULES
 
 

@@ -77,7 +77,7 @@ def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain)
     assert not shared & trained_lower and shared >= {n for n in upper.state_dict() if "num_batches" not in n}
     assert set(target) == {"format", "kind", "tensors", "checksum", "arch", "classes", "partition", "split_at",
                            "settings"}
-    assert set(deposit) == set(target) | {"scale", "target", "upper", "cost"}
+    assert set(deposit) == set(target) | {"calibration", "target", "upper", "cost"}
     assert not any(name.startswith(("layer3", "head")) for name in deposit["tensors"])
     assert deposit["cost"]["deposit"]["parameters"] < 0.6 * deposit["cost"]["lower"]["parameters"]
 
@@ -137,7 +137,7 @@ def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path
     x = torch.randn(4, 3, 16, 16)
     original, recover = (load_network(str(p))[0] for p in (save / "original.pt", tmp_path / "recover.pt"))
     assert torch.equal(recover(x), original(x))
-    assert load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["scale"] == pytest.approx(1.0)
+    assert load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["calibration"]["scale"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("flags,moved", [
@@ -167,7 +167,7 @@ def test_l_re_reaches_the_target_only_when_attached(chain, re_target, reaches):
     from utils.runtime import Runtime
 
     save, _ = chain
-    args = train_deposit.get_args_parser().parse_args([*TINY, "--re_target", re_target])
+    args = train_deposit.get_args_parser().parse_args([*TINY, "--re_target", re_target, "--lambda_re", "1"])
     original, partition = load_network(str(save / "original.pt"))
     networks = train_deposit.Deposit(original, partition, args).train()
     x, y, runtime = torch.randn(4, 3, 16, 16), torch.ones(4, dtype=torch.int64), Runtime(args)

@@ -179,13 +179,15 @@ def make_optimizer(parameters, args, nesterov=False):
 
 
 def take_step(optimizer, loss, lr, clip_norm):
-    """Backward and one update at rate `lr`, the gradient's norm limited to clip_norm unless that is 0."""
+    """Backward and one update at rate `lr`, the gradient's norm limited to clip_norm in each group of the
+    optimizer, unless that is 0."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if clip_norm:
-        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], clip_norm)
     optimizer.step()
 
 
