@@ -13,10 +13,13 @@ def get_args_parser():
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=list(DATASETS), default="cifar10",
                       help="digits: embedded in scikit-learn; cifar10, cifar100: torchvision's download or an image "
-                           "folder; folder: any train/<class>/, test/<class>/")
+                           "folder; cub200: CUB-200-2011 or a part of it, in the layout of its archive; folder: any "
+                           "train/<class>/, test/<class>/")
     data.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
     data.add_argument("--image_size", type=bounded(int, 8, 1024), default=None,
-                      help="side of the square images; 32, or for folder the shorter side of its first image")
+                      help="side of the square images; 32, for cub200 224, for folder the short side of an image")
+    data.add_argument("--download", action="store_true",
+                      help="fetch CUB-200-2011 (1.1 GB) when it is absent; CIFAR is fetched unasked")
     data.add_argument("--val_fraction", type=bounded(float, 0, 0.9), default=0.0,
                       help="share of each class's training images held out as the split val, for choosing settings")
     choice = parser.add_argument_group("deposit set D_r")
@@ -37,7 +40,7 @@ def get_args_parser():
 def main(args):
     partition = make_partition(args.dataset, args.data_dir, fraction=args.deposit_fraction,
                                listed=args.deposit_classes, draw=args.draw, seed=args.seed,
-                               val_fraction=args.val_fraction, image_size=args.image_size)
+                               val_fraction=args.val_fraction, image_size=args.image_size, download=args.download)
     if os.path.exists(args.out) and read_partition(args.out) != partition:
         raise UserError(f"{args.out} holds another partition: name another --out, or remove that one")
     save_partition(args.out, partition)

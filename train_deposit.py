@@ -36,8 +36,8 @@ def get_args_parser():
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
     network.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                          help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
-    loss = parser.add_argument_group("loss L = L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + lambda_ft L_ft "
-                                     "(the paper's weights are not known: these defaults are ours)")
+    loss = parser.add_argument_group("loss L = L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + lambda_ft "
+                                     "L_ft (the paper's weights are not known: these defaults are ours)")
     weight = bounded(float, 0)
     # L_at is a mean over h*w positions of maps of norm 1, below 2/256 at this cut: hence the large weight.
     loss.add_argument("--lambda_at", type=weight, default=100.0,
@@ -51,8 +51,8 @@ def get_args_parser():
     loss.add_argument("--lambda_pt", type=weight, default=5.0,
                       help="weight of L_pt: T_r takes T0's answers")
     loss.add_argument("--lambda_re", type=weight, default=0.0,
-                      help="weight of L_re: T_r is easy to withdraw. On D_r every answer is a deposit class, so it also "
-                           "pushes the deposit columns up for every image")
+                      help="weight of L_re: T_r is easy to withdraw. On D_r every answer is a deposit class, so it "
+                           "also pushes the deposit columns up for every image")
     loss.add_argument("--lambda_ft", type=weight, default=5.0,
                       help="weight of L_ft, ours: T_r matches the features of T0's lower part")
     loss.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0,

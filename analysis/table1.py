@@ -22,6 +22,8 @@ RULES = {"concat": "concat", "scaled": "scaled", "calibrated": "calibrated", "ev
 PAPER = {
     "cifar10": {"pre_acc": (93.77, 93.41, 94.56), "dep_acc": (94.60, 15.00, 97.92), "forgetting": (0, 79.60, None),
                 "h_mean": (0, 85.95, None), "avg_acc": (94.06, None, 95.57)},
+    "cub200": {"pre_acc": (50.33, 51.64, 53.21), "dep_acc": (48.60, 1.18, 55.89), "forgetting": (0, 47.42, None),
+               "h_mean": (0, 49.44, None), "avg_acc": (49.81, None, 54.01)},
     "none": {},
 }
 

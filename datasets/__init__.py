@@ -3,6 +3,7 @@
     sources    digits, CIFAR-10, CIFAR-100 and image folders as uint8 tensors
     partition  deposit set and preservation set, with a hash of the samples
     cache      decoded images kept beside the data
+    cub, ragged, decode    CUB-200-2011, photographs of differing sizes, image files to pixels
     batches    shuffled, augmented, normalised batches made on the training device
 """
 

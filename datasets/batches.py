@@ -5,13 +5,15 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
+from datasets.ragged import RaggedImages
+
 
 @dataclasses.dataclass
 class ImageSet:
-    """Images in memory: uint8 (n, 3, s, s), int64 labels (n,), channel mean and std in [0, 1], and
-    whether a mirrored image keeps its class."""
+    """Images: uint8 (n, 3, s, s) in memory, or RaggedImages; int64 labels (n,), channel mean and std in [0, 1],
+    and whether a mirrored image keeps its class."""
 
-    images: torch.Tensor
+    images: torch.Tensor | RaggedImages
     labels: torch.Tensor
     mean: list
     std: list
@@ -22,6 +24,13 @@ class ImageSet:
 
     def to(self, device):
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def pixels_of(images, rows, generator=None, flip=False):
+    """uint8 (b, 3, s, s) of some rows (int64) of an ImageSet's images; augmented when a generator is given."""
+    if isinstance(images, RaggedImages):
+        return images.batch(rows, generator, flip)
+    return images[rows] if generator is None else crop_and_flip(images[rows], flip, generator)
 
 
 def normalise(images, mean, std):
@@ -62,10 +71,7 @@ def batches(images, batch_size, device, *, generator=None):
     # moved once: within the loop it would make the host wait for a GPU at every batch
     mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
     for rows in order.tensor_split(count):
-        chosen = images.images[rows]
-        if generator is not None:
-            chosen = crop_and_flip(chosen, images.flip, generator)
-        yield normalise(chosen, mean, std), images.labels[rows]
+        yield normalise(pixels_of(images.images, rows, generator, images.flip), mean, std), images.labels[rows]
 
 
 def steps_per_epoch(images, batch_size):

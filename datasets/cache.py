@@ -1,7 +1,7 @@
 """Decoded images kept beside the data, so that no file is decoded twice.
 
 A cache file is named after what it was made from and ends in a SHA-256 of its bytes: when the images change it is not
-found, when it is damaged it does not match, and in both cases it is made anew.
+found, when it is damaged it does not match, and in both cases it is made anew. It is written whole or not at all.
 """
 
 import glob
@@ -13,7 +13,7 @@ import numpy as np
 from utils.checkpoint import write_atomically
 
 FOLDER = ".lirf_cache"
-_DIGEST = 32
+_DIGEST, _CHUNK = 32, 1 << 24
 
 
 def source_key(files, size):
@@ -25,28 +25,44 @@ def source_key(files, size):
     return digest.hexdigest()[:24]
 
 
-def cached(path, key, shape, make):
-    """The uint8 array of `shape` that make() gives, from the file <path>.<key> where that is whole.
+def cached(path, key, make):
+    """The uint8 values (1-D) of the arrays that make() lists, one after the other, mapped from the file <path>.<key>.
 
-    Writes it when absent or damaged, and removes the caches of `path` under other keys. A folder that cannot
-    be written costs the speed and nothing else.
+    Writes that file when it is absent or damaged, and removes the caches of `path` under other keys. A folder
+    that cannot be written costs the speed and nothing else: the values are then held in memory.
     """
     name = f"{path}.{key}"
-    try:
-        with open(name, "rb") as file:
-            content = file.read()
-        if (len(content) == _DIGEST + int(np.prod(shape))
-                and hashlib.sha256(memoryview(content)[:-_DIGEST]).digest() == content[-_DIGEST:]):
-            return np.frombuffer(content, np.uint8, offset=0, count=len(content) - _DIGEST).reshape(shape)
-    except OSError:
-        pass
-    array = make()
-    data = np.ascontiguousarray(array)
-    try:
-        write_atomically(name, lambda file: (file.write(data), file.write(hashlib.sha256(data).digest())))
+    if not _whole(name):
+        arrays = [np.ascontiguousarray(array).view(np.uint8).reshape(-1) for array in make()]
+        try:
+            write_atomically(name, lambda file: _write(file, arrays))
+        except OSError:  # a read-only or full disk
+            return np.concatenate(arrays)
         for stale in glob.glob(f"{glob.escape(path)}.*"):
             if stale != name:
                 os.unlink(stale)
+    return np.memmap(name, np.uint8, "r")[:-_DIGEST]
+
+
+def _write(file, arrays):
+    digest = hashlib.sha256()
+    for array in arrays:
+        file.write(array)
+        digest.update(array)
+    file.write(digest.digest())
+
+
+def _whole(name):
+    """Whether a cache file is there and ends in the SHA-256 of what comes before."""
+    try:
+        left, digest = os.path.getsize(name) - _DIGEST, hashlib.sha256()
+        with open(name, "rb") as file:
+            while left > 0:
+                chunk = file.read(min(left, _CHUNK))
+                if not chunk:
+                    return False
+                digest.update(chunk)
+                left -= len(chunk)
+            return left == 0 and file.read() == digest.digest()
     except OSError:
-        pass  # a read-only or full disk
-    return array
+        return False

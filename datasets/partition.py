@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from datasets.batches import ImageSet
+from datasets.batches import ImageSet, pixels_of
 from datasets.sources import DATASETS, SPLITS, FolderSource, open_source
 from utils.checkpoint import load_json, save_json
 from utils.errors import UserError
@@ -132,14 +132,14 @@ def _hash(content):
 
 
 def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random", seed=0, val_fraction=0.0,
-                   image_size=None, download=True):
+                   image_size=None, download=False):
     """Open a data set and draw the deposit classes.
 
     listed: names or ids (as text) of the deposit classes, instead of a draw of round(fraction * classes);
     draw: "random", or "first" for the authors' choice of the first classes. Raises UserError when a class
     is unknown, when none or all would be deposited, or when the data cannot be read.
     """
-    source = open_source(dataset, data_dir, download=download, image_size=image_size)
+    source = open_source(dataset, data_dir, download=download or DATASETS[dataset].fetched, image_size=image_size)
     names = source.class_names
     if listed is not None:
         deposit, draw = _listed_classes(listed, names), "listed"
@@ -186,8 +186,8 @@ def _pixel_statistics(source):
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     for class_id in range(len(source.class_names)):
         images, _ = source.load("train", [class_id])
-        for chunk in images.split(1000):
-            pixels = chunk.double() / 255
+        for rows in torch.arange(len(images)).split(1000):
+            pixels = pixels_of(images, rows).double() / 255
             total += pixels.sum((0, 2, 3))
             squares += pixels.square().sum((0, 2, 3))
             count += pixels[:, 0].numel()
@@ -219,7 +219,8 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
                             f"--data_dir must be the image folder that was partitioned")
         source = FolderSource(data_dir, partition.class_names, partition.image_size)
     else:
-        source = open_source(partition.dataset, data_dir, download=download, image_size=partition.image_size)
+        source = open_source(partition.dataset, data_dir, download=download and DATASETS[partition.dataset].fetched,
+                             image_size=partition.image_size)
     for class_id in class_ids:
         expected = partition.samples[stored][class_id]
         if source.samples(stored, class_id) != (expected["count"], expected["sha256"]):

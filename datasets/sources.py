@@ -4,7 +4,7 @@ Every source offers
     class_names                 list of str; a class's id is its place in the list
     image_size                  height and width of the images it gives
     samples(split, class_id)    (number of samples, SHA-256 of their list), split "train" or "test"
-    load(split, class_ids)      uint8 images (n, 3, s, s) and int64 labels (n,), class after class
+    load(split, class_ids)      uint8 images (n, 3, s, s), or RaggedImages, and int64 labels (n,), class after class
 
 `samples` opens no image of a folder; `load` opens those of the classes named and no other.
 """
@@ -12,18 +12,16 @@ Every source offers
 import dataclasses
 import hashlib
 import os
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
-from tqdm import tqdm
 
 from datasets.cache import FOLDER, cached, source_key
+from datasets.cub import open_cub
+from datasets.decode import decode, open_image, read_square
 from utils.errors import UserError
 
 SPLITS = ("train", "test")
@@ -91,7 +89,7 @@ class FolderSource:
     def _first_image_size(self):
         for class_id in range(len(self.class_names)):
             for path in self._files("train", class_id)[:1]:
-                with _open(path) as image:
+                with open_image(path) as image:
                     return min(*image.size, 224)
         raise UserError(f"{self.root}/train holds no image ({', '.join(IMAGE_EXTENSIONS)})")
 
@@ -109,46 +107,10 @@ class FolderSource:
 
     def _class_images(self, split, class_id):
         """uint8 (n, s, s, 3), decoded once and then read from the cache."""
-        files, size = self._files(split, class_id), self.image_size
-        shape = (len(files), size, size, 3)
-
-        def decode():
-            images = np.empty(shape, np.uint8)
-
-            def read(index):
-                images[index] = _read(files[index], size)
-
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter's lock
-                for _ in tqdm(pool.map(read, range(len(files))), total=len(files), leave=False,
-                              desc=f"decoding {split}/{self.class_names[class_id]}", disable=not sys.stderr.isatty()):
-                    pass
-            return images
-
-        path = os.path.join(self.root, FOLDER, f"{split}-{self.class_names[class_id]}-{size}")
-        return cached(path, source_key(files, size), shape, decode)
-
-
-def _open(path):
-    try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UserError(f"{path} cannot be read as an image: replace or remove it, then partition again") from None
-
-
-def _read(path, size):
-    """uint8 (size, size, 3): RGB, the shorter side resized to `size`, then the centre."""
-    with _open(path) as image:
-        try:
-            image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + size, top + size))
-    return np.array(image)
+        files, size, name = self._files(split, class_id), self.image_size, self.class_names[class_id]
+        values = cached(os.path.join(self.root, FOLDER, f"{split}-{name}-{size}"), source_key(files, size),
+                        lambda: decode(files, read_square, size, f"{split}/{name}"))
+        return values.reshape(len(files), size, size, 3)
 
 
 def _digits(data_dir, download, image_size):
@@ -192,18 +154,21 @@ class Dataset:
     open: (data_dir, download, image_size) -> source, listing the classes itself.
     flip: whether an image and its mirror image are of one class.
     class_count: number of classes, where it is fixed.
+    fetched: whether it is downloaded when absent, unasked.
     """
 
     open: Callable
     flip: bool
     class_count: int | None = None
+    fetched: bool = False
 
 
 DATASETS = {
     # a mirrored digit is no digit
     "digits": Dataset(_digits, flip=False, class_count=10),
-    "cifar10": Dataset(_cifar(torchvision.datasets.CIFAR10), flip=True, class_count=10),
-    "cifar100": Dataset(_cifar(torchvision.datasets.CIFAR100), flip=True, class_count=100),
+    "cifar10": Dataset(_cifar(torchvision.datasets.CIFAR10), flip=True, class_count=10, fetched=True),
+    "cifar100": Dataset(_cifar(torchvision.datasets.CIFAR100), flip=True, class_count=100, fetched=True),
+    "cub200": Dataset(open_cub, flip=True),
     "folder": Dataset(lambda data_dir, download, image_size: FolderSource(data_dir, image_size=image_size), flip=True),
 }
 

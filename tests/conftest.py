@@ -1,10 +1,12 @@
 """Tiny data, and a way to run the stage scripts as a user does."""
 
+import http.server
 import importlib
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import threading
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -89,6 +91,23 @@ def make_folder(root, classes=CLASSES, train=12, test=5, size=16, seed=0):
                 pixels = np.clip(colour + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03}.png")
     return root
+
+
+@contextmanager
+def served(folder):
+    """Serve a folder over HTTP on this machine's loopback, as a stand-in for a download; gives its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture

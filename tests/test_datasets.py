@@ -2,19 +2,17 @@
 
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import pickle
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CLASSES, make_folder
+from conftest import CLASSES, make_folder, served
 from PIL import Image
 
 from datasets import ImageSet, Partition, batches, load_images, make_partition, open_source
@@ -93,25 +91,15 @@ def fake_cifar(root, name):
 
 def test_cifar10_is_downloaded_when_absent(tmp_path, monkeypatch):
     """The real download code, against a stand-in on this machine's loopback."""
-    served = tmp_path / "served"
-    served.mkdir()
-    believed = fake_cifar(served, "cifar-10-python.tar.gz")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(served))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        believed["url"] = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
+    there = tmp_path / "served"
+    there.mkdir()
+    believed = fake_cifar(there, "cifar-10-python.tar.gz")
+    with served(there) as address:
+        believed["url"] = f"{address}/cifar-10-python.tar.gz"
         for name, value in believed.items():
             monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
         data = str(tmp_path / "data")
         partition = make_partition("cifar10", data, listed="class1,class2,class5")
-        server.shutdown()
     assert partition.counts()["train"]["all"] == 100 and partition.layout == "array"
     # later stages read it without any network
     images = load_images(partition, data, "train", partition.deposit_classes)

@@ -1,0 +1,138 @@
+"""CUB-200-2011 (Wah et al., 2011) in the layout of its official archive: photographs of birds, all of another size."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import torch
+from torchvision.datasets.utils import check_integrity, download_url
+
+from datasets.cache import FOLDER, cached, source_key
+from datasets.decode import decode, read_short_side
+from datasets.ragged import RaggedImages
+from utils.errors import UserError
+
+NAME, ARCHIVE = "CUB_200_2011", "CUB_200_2011.tgz"
+# CaltechDATA's record 65de6-vp158, and the checksum that it states
+URL, MD5 = f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}", "97eceeb196236b17998738112f37df78"
+_TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+
+
+class CubSource:
+    """The images that images.txt lists, in the split of train_test_split.txt.
+
+    Class ids may have gaps: they are numbered anew in their order, the names stay. Images are decoded once, to a
+    short side of 8/7 image_size (at most their own), from which every square of image_size is cut.
+    """
+
+    layout = "cub"
+
+    def __init__(self, root, image_size):
+        self.root, self.image_size = root, image_size
+        paths, labels, splits, classes = (_read_table(root, name) for name in _TABLES)
+        for name, table in zip(_TABLES[1:3], (labels, splits)):
+            if table.keys() != paths.keys():
+                odd = sorted(table.keys() ^ paths.keys())[0]
+                raise UserError(f"{os.path.join(root, name)} does not list the images of images.txt (image {odd}): "
+                                f"extract {ARCHIVE} again")
+        if not set(labels.values()) <= classes.keys() or not set(splits.values()) <= {"0", "1"}:
+            raise UserError(f"a class or split of {root} is unknown: extract {ARCHIVE} again")
+        ids = sorted(set(labels.values()), key=int)
+        self.class_names = [classes[i] for i in ids]
+        self._files = {split: [[] for _ in ids] for split in ("train", "test")}
+        for image, path in paths.items():
+            if os.path.isabs(path) or ".." in path.split("/"):
+                raise UserError(f"{os.path.join(root, 'images.txt')} names a file outside the data set: {path}")
+            split = "train" if splits[image] == "1" else "test"
+            self._files[split][ids.index(labels[image])].append(os.path.join(root, "images", path))
+
+    def samples(self, split, class_id):
+        digest, files = hashlib.sha256(), self._present(split, class_id)
+        for path in files:
+            digest.update(f"{os.path.basename(path)}|{os.path.getsize(path)}\n".encode())
+        return len(files), digest.hexdigest()
+
+    def load(self, split, class_ids):
+        pixels, place, labels = [], [], []
+        for class_id in class_ids:
+            values, sizes = self._class_images(split, class_id)
+            offset = sizes.nbytes
+            for h, w in sizes.tolist():
+                place.append((len(pixels), offset, h, w))
+                offset += h * w * 3
+            pixels.append(values)
+            labels += [class_id] * len(sizes)
+        return RaggedImages(pixels, place, self.image_size), torch.tensor(labels, dtype=torch.int64)
+
+    def _present(self, split, class_id):
+        files = self._files[split][class_id]
+        for path in files:
+            if not os.path.isfile(path):
+                raise UserError(f"{path} is listed in images.txt but absent: extract {ARCHIVE} again")
+        return files
+
+    def _class_images(self, split, class_id):
+        """(flat uint8 values: int32 sizes (n, 2), then pixels; the sizes), decoded once and then mapped."""
+        files, side = self._present(split, class_id), round(self.image_size * 8 / 7)
+        name = f"{split}-{self.class_names[class_id]}-{self.image_size}"
+
+        def make():
+            images = decode(files, read_short_side, side, name)
+            return [np.array([image.shape[:2] for image in images], np.int32), *images]
+
+        values = cached(os.path.join(self.root, FOLDER, name), source_key(files, side), make)
+        return values, values[:8 * len(files)].view(np.int32).reshape(-1, 2)
+
+
+def _read_table(root, name):
+    """{first word: rest} of a text file's lines."""
+    path = os.path.join(root, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [line.split(maxsplit=1) for line in file if line.strip()]
+        table = {key: value.strip() for key, value in rows}
+        if len(table) != len(rows) or not all(key.isdecimal() for key in table):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: extract {ARCHIVE} again, or name another --data_dir") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: extract {ARCHIVE} again") from None
+    return table
+
+
+def open_cub(data_dir, download, image_size):
+    """CUB from data_dir or data_dir/CUB_200_2011, extracted, or downloaded if `download`, when absent."""
+    for root in (os.path.join(data_dir, NAME), data_dir):
+        if any(os.path.exists(os.path.join(root, table)) for table in _TABLES):
+            return CubSource(root, image_size or 224)
+    archive, root = os.path.join(data_dir, ARCHIVE), os.path.join(data_dir, NAME)
+    if not os.path.exists(archive):
+        if not download:
+            raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "
+                            f"or let partition_data.py --download fetch it (1.1 GB)")
+        try:
+            download_url(URL, data_dir, ARCHIVE, MD5)
+        except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
+            if os.path.exists(archive) and not check_integrity(archive, MD5):
+                os.unlink(archive)
+            raise UserError(f"{URL} could not be downloaded ({error}): download it by hand "
+                            f"and put it into {data_dir}") from None
+    _extract(archive, root)
+    return CubSource(root, image_size or 224)
+
+
+def _extract(archive, root):
+    """Unpack into a folder beside, refusing any path outside of it, and rename that when all is there."""
+    unpacking = root + ".part"
+    shutil.rmtree(unpacking, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacking, filter="data")
+        os.rename(os.path.join(unpacking, NAME), root)
+    except (tarfile.TarError, EOFError, ValueError, FileNotFoundError) as error:
+        raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): "
+                        f"remove it and download it again") from None
+    finally:
+        shutil.rmtree(unpacking, ignore_errors=True)
