@@ -32,6 +32,8 @@ def get_args_parser():
     network.add_argument("--subset", choices=["all", "deposit", "preservation"], default="all",
                          help="all: the original network T0; deposit, preservation: Table 1's Independent network of "
                               "that subset, with a head of its classes only")
+    network.add_argument("--pretrained", action="store_true",
+                         help="start from torchvision's ImageNet weights (images above 64 pixels; downloaded)")
     # 30 epochs are our choice; the authors' probable recipe is
     # --epochs 160 --schedule step --milestones 80 120
     add_optimiser_args(parser, epochs=30, lr=0.1, schedule="cosine")
@@ -100,7 +102,7 @@ def main(args):
         image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
 
     torch.manual_seed(args.seed)
-    network = runtime.place(build_network(args.arch, len(classes), partition.image_size))
+    network = runtime.place(build_network(args.arch, len(classes), partition.image_size, args.pretrained))
     if args.compile:
         network.compile()
     optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)

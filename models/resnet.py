@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
@@ -18,11 +19,22 @@ def _stages(stem, layers, head):
     return nn.Sequential(OrderedDict(named))
 
 
-def _torchvision_resnet(constructor):
+def _torchvision_resnet(name):
     """He et al. (2016), section 4.1, with torchvision's definition and initialisation."""
 
-    def build(num_classes, image_size):
-        net = constructor(num_classes=num_classes, weights=None)
+    def build(num_classes, image_size, pretrained=False):
+        net = torchvision.models.get_model(name, num_classes=num_classes, weights=None)
+        if pretrained:
+            if image_size <= SMALL_IMAGE:
+                raise UserError(f"--pretrained: the weights fit the ImageNet stem, which images above {SMALL_IMAGE} "
+                                f"pixels get: partition with a larger --image_size")
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            try:
+                state = weights.get_state_dict(progress=False, check_hash=True)
+            except (OSError, RuntimeError) as error:  # no network; a damaged file
+                raise UserError(f"--pretrained: torchvision's weights of {name} could not be downloaded ({error}): put "
+                                f"{weights.url} into {torch.hub.get_dir()}/checkpoints, or leave it out") from None
+            net.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
         stem = [("conv1", net.conv1), ("bn1", net.bn1), ("relu", net.relu)]
         if image_size <= SMALL_IMAGE:
             conv = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
@@ -70,7 +82,10 @@ def _cifar_resnet(depth):
     """ResNet of depth 6n + 2 for 32x32 images: three layers of n blocks, 16, 32 and 64 channels
     (He et al., 2016, section 4.2)."""
 
-    def build(num_classes, image_size):
+    def build(num_classes, image_size, pretrained=False):
+        if pretrained:
+            raise UserError("--pretrained: there are no pretrained weights of this architecture: choose resnet18, "
+                            "resnet34 or resnet50, or train from scratch")
         n, channels, layers = (depth - 2) // 6, 16, []
         stem = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False),
                                          bn1=nn.BatchNorm2d(16), relu=nn.ReLU()))
@@ -91,7 +106,7 @@ def _cifar_resnet(depth):
     return build
 
 
-# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head).
+# name -> (num_classes, image_size, pretrained) -> nn.Sequential(stem, layer1, ..., layerK, head).
 # This is the one place to add an architecture. Deposit modules are pruned by models/deposit.py, which
 # needs to know which convolutions write a block's output: see `stream_writers` there.
 ARCHITECTURES = {
@@ -99,15 +114,19 @@ ARCHITECTURES = {
     "resnet20": _cifar_resnet(20),
     "resnet32": _cifar_resnet(32),
     "resnet56": _cifar_resnet(56),
-    "resnet18": _torchvision_resnet(torchvision.models.resnet18),
-    "resnet34": _torchvision_resnet(torchvision.models.resnet34),
-    "resnet50": _torchvision_resnet(torchvision.models.resnet50),
+    "resnet18": _torchvision_resnet("resnet18"),
+    "resnet34": _torchvision_resnet("resnet34"),
+    "resnet50": _torchvision_resnet("resnet50"),
 }
 
 
-def build_network(arch, num_classes, image_size):
-    """A freshly initialised network: images (b, 3, image_size, image_size) -> logits (b, num_classes)."""
-    return ARCHITECTURES[arch](num_classes, image_size)
+def build_network(arch, num_classes, image_size, pretrained=False):
+    """A freshly initialised network: images (b, 3, image_size, image_size) -> logits (b, num_classes).
+
+    pretrained: all but the head start from torchvision's ImageNet weights. Raises UserError when there are none,
+    or when they cannot be downloaded.
+    """
+    return ARCHITECTURES[arch](num_classes, image_size, pretrained)
 
 
 def split_network(network, split_at):

@@ -7,27 +7,7 @@
 #   VAL_FRACTION=0               share of the training images held out to choose settings on
 #   INDEPENDENT=1                also train the two Independent networks
 set -euo pipefail
-source "$(dirname "$0")/env.sh"
-ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+DATASET=cifar10 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table1_cifar10_$ARCH}
-if [ $# -eq 0 ]; then set -- 0; fi
-
-metrics=()
-for seed in "$@"; do
-    run=$SAVE/seed$seed
-    [ -e "$run/partition.json" ] || python partition_data.py --dataset cifar10 --data_dir "$DATA_DIR" --seed "$seed" \
-        --val_fraction "$VAL_FRACTION" --out "$run/partition.json"
-    original=(--save_path "$run" --data_dir "$DATA_DIR" --arch "$ARCH" --epochs "$EPOCHS" --seed "$seed")
-    python train_scratch.py "${original[@]}"
-    if [ "${INDEPENDENT:-0}" = 1 ]; then
-        python train_scratch.py "${original[@]}" --subset preservation
-        python train_scratch.py "${original[@]}" --subset deposit
-    fi
-    python train_deposit.py --save_path "$run" --data_dir "$DATA_DIR" --seed "$seed"
-    python withdraw.py --save_path "$run" --data_dir "$DATA_DIR"
-    if [ "$VAL_FRACTION" != 0 ]; then
-        python withdraw.py --save_path "$run" --data_dir "$DATA_DIR" --eval_split val
-    fi
-    metrics+=("$run/metrics.json")
-done
-python analysis/table1.py --metrics "${metrics[@]}" --out "$SAVE/table1.md"
+partition_flags=() original_flags=()
+source "$(dirname "$0")/table1.sh"

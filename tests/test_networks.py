@@ -150,3 +150,24 @@ def test_spread_ratio_by_hand():
     z_0 = torch.tensor([[0.0, 9.0, 4.0], [5.0, 9.0, 1.0]])   # preserved columns 0 and 2: deviations 2 and 2
     z_t = torch.tensor([[7.0, -3.0, 8.0], [3.0, 0.0, 4.0]])  # deviations 0.5 and 0.5
     assert spread_ratio(z_0, z_t, torch.tensor([0, 2])) == pytest.approx(4.0)
+
+
+def test_pretrained_weights_fill_all_but_the_head(monkeypatch):
+    import torchvision
+    weights = torchvision.models.resnet18().state_dict()
+    enum = torchvision.models.get_model_weights("resnet18")
+    monkeypatch.setattr(enum, "get_state_dict", lambda self, **kwargs: dict(weights))
+    network = build_network("resnet18", 7, 96, pretrained=True)
+    assert torch.equal(network.stem.conv1.weight, weights["conv1.weight"])
+    assert torch.equal(network.layer4[1].bn2.weight, weights["layer4.1.bn2.weight"])
+    assert network.head.fc.weight.shape == (7, 512)
+    for arch, size, word in (("resnet18", 32, "larger --image_size"), ("resnet20", 96, "no pretrained")):
+        with pytest.raises(UserError, match=word):
+            build_network(arch, 7, size, pretrained=True)
+
+    def offline(self, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(enum, "get_state_dict", offline)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        build_network("resnet18", 7, 96, pretrained=True)
