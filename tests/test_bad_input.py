@@ -326,3 +326,29 @@ def test_a_real_process_prints_one_line_and_no_traceback(tmp_path):
     done = run_script("withdraw.py", "--save_path", tmp_path / "none")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("withdraw.py: error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"epoch": "two"}'])
+def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line):
+    save, data = chain
+    (tmp_path / "deposit_log.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{{"epo')
+    message = fail("train_deposit.py", *deposit_flags(tmp_path, data), "--original", save / "original.pt",
+                   unchanged=tmp_path)
+    assert "line 2" in message and "deposit_log.jsonl" in message
+
+
+@pytest.mark.parametrize("epoch", [None, "1", -1, 99, 1.5])
+def test_a_state_of_an_impossible_epoch_is_refused(chain, tmp_path, epoch):
+    save, data = chain
+    done = load_checkpoint(str(save / "deposit.pt"), "deposit")
+    save_checkpoint(str(tmp_path / "deposit_state.pt"), "state", deposit_state(done, save), settings=done["settings"],
+                    next_epoch=epoch)
+    assert "deposit_state.pt" in fail("train_deposit.py", *deposit_flags(tmp_path, data), "--original",
+                                      save / "original.pt", unchanged=tmp_path)
+
+
+def deposit_state(done, save):
+    """The tensors of a resumable state with the weights of a finished deposit."""
+    target = load_checkpoint(str(save / "target.pt"), "target")["tensors"]
+    lower = {name: tensor for name, tensor in target.items() if not name.startswith(("layer3", "head"))}
+    return {**{f"target.{n}": t for n, t in lower.items()}, **{f"deposit.{n}": t for n, t in done["tensors"].items()}}

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, TINY, make_folder, run_script, succeed
 from PIL import Image
 
-from datasets import load_images, read_partition
+from datasets import batches, load_images, read_partition
 from models import MERGE_RULES, load_network, split_network
 from models.files import read
 from utils.checkpoint import load_checkpoint
@@ -320,3 +320,15 @@ def test_compile_reaches_every_network(chain, tmp_path, monkeypatch, script, par
              ["--partition", save / "partition.json", "--arch", "resnet8"])
     succeed(script, "--save_path", tmp_path, "--data_dir", data, *flags, *TINY, "--compile")
     assert len(compiled) == parts  # lower_T, T_r, lower_0 and the shared upper part are four
+
+
+def test_bfloat16_logits_are_those_of_float32_within_a_hundredth(chain):
+    save, data = chain
+    network, partition = load_network(str(save / "original.pt"))
+    images = load_images(partition, str(data), "test", range(4))
+    (x, _), = batches(images, len(images), "cpu")
+    with torch.no_grad():
+        exact = network(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(x).float()
+    assert 0 < (rounded - exact).norm() / exact.norm() < 1e-2

@@ -56,7 +56,9 @@ class TrainingRun:
             raise UserError(f"{self.state_path} does not fit this run: remove it to begin again")
         for name, buffer in momentum.items():
             optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(parameters[name])
-        self.next_epoch = self._state["next_epoch"]
+        self.next_epoch = self._state.get("next_epoch")
+        if type(self.next_epoch) is not int or not 0 <= self.next_epoch <= self.epochs:
+            raise UserError(f"{self.state_path} is damaged (its epoch is out of range): remove it to begin again")
         print(f"resuming {self.stage} after epoch {self.next_epoch} of {self.epochs} ({self.state_path})", flush=True)
 
     def _trained_parameters(self):
@@ -74,14 +76,18 @@ class TrainingRun:
         os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
         self._logged = set()
         if os.path.exists(self.log_path):
-            with open(self.log_path, "rb+") as file:
+            with open(self.log_path, "rb") as file:
                 text = file.read()
-                whole = text.rfind(b"\n") + 1
-                file.truncate(whole)  # a line that a kill cut short; its epoch runs again
-            for line in text[:whole].splitlines():
-                record = json.loads(line)
-                if record.get("epoch", 0) > self.next_epoch:
-                    self._logged.add(record["epoch"])
+            whole = text.rfind(b"\n") + 1
+            for number, line in enumerate(text[:whole].splitlines(), 1):
+                try:
+                    epoch = json.loads(line).get("epoch", 0)
+                    if epoch > self.next_epoch:
+                        self._logged.add(epoch)
+                except (ValueError, AttributeError, TypeError, RecursionError):
+                    raise UserError(f"line {number} of {self.log_path} is no record of this run: mend that line, or "
+                                    f"move the file away to begin a new log") from None
+            os.truncate(self.log_path, whole)  # a line that a kill cut short; its epoch runs again
         self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": _commit(),
                       "date": datetime.datetime.now().isoformat(timespec="seconds"),
                       **self.runtime.describe(), "settings": self.settings})
