@@ -25,6 +25,14 @@ def source_key(files, size):
     return digest.hexdigest()[:24]
 
 
+def list_hash(files):
+    """SHA-256 (hex) of a sample list: the files' names and sizes, which the same data keep on another machine."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{os.path.basename(path)}|{os.path.getsize(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def cached(path, key, make):
     """The uint8 values (1-D) of the arrays that make() lists, one after the other, mapped from the file <path>.<key>.
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from datasets.cache import FOLDER, cached, source_key
+from datasets.cache import FOLDER, cached, list_hash, source_key
 from datasets.cub import open_cub
 from datasets.decode import decode, open_image, read_square
 from utils.errors import UserError
@@ -94,10 +94,8 @@ class FolderSource:
         raise UserError(f"{self.root}/train holds no image ({', '.join(IMAGE_EXTENSIONS)})")
 
     def samples(self, split, class_id):
-        digest, files = hashlib.sha256(), self._files(split, class_id)
-        for path in files:
-            digest.update(f"{os.path.basename(path)}|{os.path.getsize(path)}\n".encode())
-        return len(files), digest.hexdigest()
+        files = self._files(split, class_id)
+        return len(files), list_hash(files)
 
     def load(self, split, class_ids):
         parts = [self._class_images(split, c) for c in class_ids]

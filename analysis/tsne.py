@@ -1,0 +1,122 @@
+"""The paper's figure: t-SNE (van der Maaten and Hinton, 2008) of the last-layer features of T0, T and T~ on the test
+set, with a measure beside the picture: how many of an image's nearest neighbours are of its class."""
+
+import os
+import sys
+
+import matplotlib
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, ROOT)
+from datasets import batches, load_images
+from models import load_network
+from utils.checkpoint import save_json
+from utils.cli import add_running_args, bounded, make_parser, run
+from utils.errors import UserError
+from utils.runtime import Runtime
+
+NETWORKS = {"original": "original network T0", "target": "target network T", "recover": "recover network T~"}
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+                        help="folder of a finished run: original.pt, target.pt, recover.pt")
+    parser.add_argument("--data_dir", default="data", help="folder that holds the data set")
+    parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to show")
+    parser.add_argument("--images", type=bounded(int, 10), default=3000, help="images shown, drawn by --seed")
+    parser.add_argument("--neighbours", type=bounded(int, 1), default=20, help="k of the measure")
+    parser.add_argument("--out", default=None,
+                        help="figure without its ending: gets .png, .pdf and .json; unset: tsne in --save_path")
+    add_running_args(parser)
+    return parser
+
+
+def features_of(network, x):
+    """What the last linear layer reads, (b, width); of T~ that of both branches, side by side (b, 2 width)."""
+    def pooled(upper, f):
+        head = upper[-1]
+        return nn.Sequential(*upper[:-1], *head[:-1])(f)
+
+    if isinstance(network, nn.Sequential):
+        return pooled(network, x)
+    return torch.cat([pooled(network.upper, network.target(x)), pooled(network.upper, network.deposit(x))], 1)
+
+
+def neighbour_accuracy(features, labels, k):
+    """Share, per image, of the k nearest other images (Euclidean) that are of its class: (n,) in [0, 1]."""
+    found = NearestNeighbors(n_neighbors=k + 1).fit(features).kneighbors(features, return_distance=False)[:, 1:]
+    return (labels[found] == labels[:, None]).mean(1)
+
+
+def draw(panels, labels, partition, path):
+    """Three panels, a colour a class; deposit classes as crosses."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4))
+    colours = plt.get_cmap("tab10" if partition.num_classes <= 10 else "nipy_spectral")
+    for axis, (name, points) in zip(axes, panels.items()):
+        for c, class_name in enumerate(partition.class_names):
+            deposited = c in partition.deposit_classes
+            colour = colours(c if partition.num_classes <= 10 else c / partition.num_classes)
+            axis.scatter(*points[labels == c].T, s=14 if deposited else 6, marker="x" if deposited else "o",
+                         color=colour, linewidths=0.7, label=class_name + (" (deposited)" if deposited else ""))
+        axis.set(title=NETWORKS[name], xticks=[], yticks=[])
+    if partition.num_classes <= 20:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=5, markerscale=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    for ending in ("png", "pdf"):
+        figure.savefig(f"{path}.{ending}", dpi=150)
+    plt.close(figure)
+
+
+def main(args):
+    runtime = Runtime(args)
+    out = args.out or os.path.join(args.save_path, "tsne")
+    networks = {name: load_network(os.path.join(args.save_path, f"{name}.pt")) for name in NETWORKS}
+    partition = networks["recover"][1]
+    for name, (_, other) in networks.items():
+        if other.data_hash != partition.data_hash:
+            raise UserError(f"{name}.pt and recover.pt in {args.save_path} are of different data: name one run")
+    images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:args.images]
+    if len(chosen) <= max(args.neighbours, 4):
+        raise UserError(f"--images {len(chosen)} are too few for {args.neighbours} neighbours: show more")
+    images.images, images.labels = images.images[chosen], images.labels[chosen]
+    images = images.to(runtime.device)
+    labels = images.labels.cpu().numpy()
+    deposited = np.isin(labels, partition.deposit_classes)
+
+    panels, measures = {}, {}
+    writer = SummaryWriter(os.path.join(args.save_path, "tensorboard", "tsne"))
+    for name, (network, _) in networks.items():
+        network, parts = runtime.place(network), []
+        for x, _ in batches(images, 500, runtime.device):
+            with torch.no_grad(), runtime.autocast():
+                parts.append(features_of(network, x).float().cpu())
+        features = torch.cat(parts)
+        writer.add_embedding(features, [partition.class_names[c] for c in labels], tag=name)
+        shares = neighbour_accuracy(features.numpy(), labels, args.neighbours)
+        measures[name] = {"pre": 100 * shares[~deposited].mean().item(), "dep": 100 * shares[deposited].mean().item()}
+        print(f"{NETWORKS[name]}: {measures[name]['pre']:.1f} % of the {args.neighbours} nearest neighbours are of the "
+              f"image's class for preserved classes, {measures[name]['dep']:.1f} % for deposit classes", flush=True)
+        perplexity = min(30, (len(labels) - 1) / 3)
+        panels[name] = TSNE(init="pca", perplexity=perplexity, random_state=args.seed).fit_transform(features.numpy())
+    writer.close()
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    draw(panels, labels, partition, out)
+    save_json(f"{out}.json", {"partition_hash": partition.hash, "split": args.eval_split, "images": len(labels),
+                              "seed": args.seed, "neighbours": args.neighbours, "neighbour_accuracy": measures,
+                              **runtime.describe()})
+    print(f"wrote {out}.png, {out}.pdf and {out}.json")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,50 @@
+"""What goes beyond the four stages."""
+
+import json
+import shutil
+
+import numpy as np
+import torch
+from conftest import fail, succeed
+from PIL import Image
+
+from analysis.tsne import features_of, neighbour_accuracy
+from models import load_network
+
+
+def test_neighbour_accuracy_by_hand():
+    features, labels = np.array([[0.0], [1.0], [2.1], [10.0]]), np.array([0, 0, 1, 1])
+    # neighbours: 0 -> 1; 1 -> 0; 2.1 -> 1; 10 -> 2.1
+    assert neighbour_accuracy(features, labels, 1).tolist() == [1, 1, 0, 1]
+
+
+def test_features_are_what_the_last_layer_reads(chain):
+    save, _ = chain
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for name in ("original", "target"):
+            network, _ = load_network(str(save / f"{name}.pt"))
+            assert torch.allclose(network.head.fc(features_of(network, x)), network(x), atol=1e-6)
+        recover, _ = load_network(str(save / "recover.pt"))
+        both = features_of(recover, x)
+        width = both.shape[1] // 2
+        branches = [recover.upper[-1].fc(part) for part in (both[:, :width], both[:, width:])]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(branches, recover.branches(x)))
+
+
+def test_the_tsne_figure_and_its_measure(chain, tmp_path):
+    save, data = chain
+    for name in ("original.pt", "target.pt", "recover.pt"):
+        shutil.copy(save / name, tmp_path)
+    flags = ["--save_path", tmp_path, "--data_dir", data, "--device", "cpu", "--precision", "fp32"]
+    out = succeed("analysis/tsne.py", *flags, "--neighbours", "3")
+    report = json.loads((tmp_path / "tsne.json").read_text())
+    assert report["images"] == 20 and set(report["neighbour_accuracy"]) == {"original", "target", "recover"}
+    assert all(0 <= v <= 100 for m in report["neighbour_accuracy"].values() for v in m.values()) and "nearest" in out
+    with Image.open(tmp_path / "tsne.png") as image:
+        assert image.width > 1000
+    assert (tmp_path / "tsne.pdf").read_bytes().startswith(b"%PDF")
+    assert list((tmp_path / "tensorboard" / "tsne").rglob("tensors.tsv"))
+    assert "too few" in fail("analysis/tsne.py", *flags, "--images", "10", unchanged=tmp_path)
+    (tmp_path / "target.pt").unlink()
+    assert "target.pt" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
