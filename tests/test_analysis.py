@@ -4,12 +4,15 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
-from conftest import fail, succeed
+from conftest import TINY, fail, succeed
 from PIL import Image
 
+from analysis.transfer import attention_pairs, with_layers
 from analysis.tsne import features_of, neighbour_accuracy
-from models import load_network
+from models import build_network, load_network
+from models.cnn import build_cnn
 
 
 def test_neighbour_accuracy_by_hand():
@@ -48,3 +51,35 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     assert "too few" in fail("analysis/tsne.py", *flags, "--images", "10", unchanged=tmp_path)
     (tmp_path / "target.pt").unlink()
     assert "target.pt" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
+
+
+def test_the_cnn_is_what_its_docstring_says():
+    network = build_cnn(10)
+    logits, layers = with_layers(network, torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 10) and [f.shape[-1] for f in layers] == [32, 16, 8]
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 0.29
+
+
+def test_attention_pairs_are_the_last_layers_of_each_resolution():
+    _, student = with_layers(build_cnn(4), torch.randn(1, 3, 32, 32))
+    _, teacher = with_layers(build_network("resnet18", 4, 32), torch.randn(1, 3, 32, 32))
+    pairs = attention_pairs(student, teacher)
+    assert [b.shape[1:] for _, b in pairs] == [(64, 32, 32), (128, 16, 16), (256, 8, 8)]
+    assert all(a.shape[-2:] == b.shape[-2:] for a, b in pairs)
+
+
+@pytest.mark.parametrize("distillation,term", [("none", "ce"), ("logits", "kd"), ("attention", "at")])
+def test_a_student_of_either_teacher(chain, tmp_path, distillation, term):
+    save, data = chain
+    flags = ["--teacher", save / "target.pt", "--data_dir", data, "--save_path", tmp_path, "--distillation",
+             distillation, *TINY]
+    assert "Pre Acc" in succeed("analysis/transfer.py", *flags)
+    student = json.loads((tmp_path / "metrics.json").read_text())["student"]
+    assert student["teacher"] == "target" and sum(student["counts"]["total"]) == 20
+    last = json.loads((tmp_path / "student_log.jsonl").read_text().splitlines()[-1])
+    assert last[term] > 0 and last["pre_acc"] == pytest.approx(student["pre_acc"])
+    assert "nothing to do" in succeed("analysis/transfer.py", *flags)
+    assert "another student run" in fail("analysis/transfer.py", *flags, "--teacher", save / "original.pt",
+                                         unchanged=tmp_path)
+    assert "kind 'deposit'" in fail("analysis/transfer.py", *flags, "--teacher", save / "deposit.pt",
+                                    unchanged=tmp_path)

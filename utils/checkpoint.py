@@ -2,7 +2,7 @@
 
 A checkpoint is a dict of numbers, strings, lists, dicts and tensors with the entries
     format    "lirf/1"
-    kind      "original", "independent", "target", "deposit", "recover" or "state"
+    kind      "original", "independent", "target", "deposit", "recover", "student" or "state"
     tensors   name -> tensor
     checksum  SHA-256 over the tensors' names, types, shapes and bytes
 and what its kind adds (README, "File formats").

@@ -1,0 +1,124 @@
+"""Table 3: how much a student learns from a teacher. Trains a student on the whole training set, from its labels and by
+distillation from T0 or from a target network T, and measures its Pre Acc and Dep Acc."""
+
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, ROOT)
+from datasets import batches, load_images
+from datasets.batches import steps_per_epoch
+from models import ARCHITECTURES, build_network
+from models.cnn import build_cnn
+from models.files import describe, network_of, read
+from utils import losses
+from utils.checkpoint import save_checkpoint
+from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
+from utils.metrics import evaluate, table1, write_metrics
+from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
+from utils.runtime import Runtime
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    files = parser.add_argument_group("files")
+    files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf", "student"),
+                       help="folder of the student: gets student.pt, metrics.json, the log and the resumable state")
+    files.add_argument("--data_dir", default="data", help="folder that holds the data set")
+    files.add_argument("--teacher", default=os.path.join("checkpoints", "lirf", "target.pt"),
+                       help="original.pt or target.pt; its partition tells the preserved and the deposit classes")
+    student = parser.add_argument_group("student and distillation (the paper's settings are not known)")
+    student.add_argument("--student", choices=["cnn", *ARCHITECTURES], default="cnn", help="the student's architecture")
+    student.add_argument("--distillation", choices=["none", "logits", "attention"], default="logits",
+                         help="logits: (1 - alpha) CE + alpha KD (Hinton et al., 2015); attention: CE + beta times the "
+                              "sum of L_at over the layers of one resolution (Zagoruyko and Komodakis, 2017)")
+    student.add_argument("--alpha", type=bounded(float, 0, 1), default=0.9, help="share of KD in --distillation logits")
+    student.add_argument("--beta", type=bounded(float, 0), default=1000.0, help="weight of --distillation attention")
+    student.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0, help="T of KD")
+    add_optimiser_args(parser, epochs=30, lr=0.1, schedule="cosine")
+    add_running_args(parser)
+    return parser
+
+
+def with_layers(network, x):
+    """(logits, [output of each layer before the head])."""
+    layers = []
+    for part in network[:-1]:
+        x = part(x)
+        layers.append(x)
+    return network[-1](x), layers
+
+
+def attention_pairs(student_layers, teacher_layers):
+    """The last layer of each resolution that both have, as pairs."""
+    last = [{f.shape[-1]: f for f in layers} for layers in (student_layers, teacher_layers)]
+    return [(last[0][size], last[1][size]) for size in sorted(last[0].keys() & last[1].keys(), reverse=True)]
+
+
+def train_one_epoch(student, teacher, optimizer, images, runtime, run, args, epoch):
+    """One pass over the images; returns the mean of every loss."""
+    student.train()
+    meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
+    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
+        with runtime.autocast():
+            with torch.no_grad():
+                z_0, f_0 = with_layers(teacher, x)
+            z, f = with_layers(student, x)
+        terms = {"ce": F.cross_entropy(z.float(), y)}
+        terms["loss"] = terms["ce"]
+        if args.distillation == "logits":
+            terms["kd"] = losses.distillation(z, z_0, args.temperature)
+            terms["loss"] = (1 - args.alpha) * terms["ce"] + args.alpha * terms["kd"]
+        elif args.distillation == "attention":
+            terms["at"] = sum(losses.attention_transfer(a, b) for a, b in attention_pairs(f, f_0))
+            terms["loss"] = terms["ce"] + args.beta * terms["at"]
+        meter.update(terms, len(y))
+        take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
+    return meter.means()
+
+
+def main(args):
+    runtime = Runtime(args)
+    content, partition = read(args.teacher, ("original", "target"))
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "teacher", "device", "precision"),
+                           precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
+    out = os.path.join(args.save_path, "student.pt")
+    if already_done(out, "student", "student", settings):
+        return
+    training = TrainingRun(args.save_path, "student", settings, runtime, args.epochs)
+    teacher = runtime.place(network_of(content, partition, args.teacher)).requires_grad_(False)
+    classes = partition.classes("all")
+    images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
+    tests = load_images(partition, args.data_dir, "test", classes).to(runtime.device)
+
+    torch.manual_seed(args.seed)
+    student = runtime.place(build_cnn(len(classes)) if args.student == "cnn" else
+                            build_network(args.student, len(classes), partition.image_size))
+    if args.compile:
+        student.compile()
+    optimizer = make_optimizer(student.parameters(), args, nesterov=args.momentum > 0)
+    training.track(optimizer, student=student)
+
+    def measure():
+        student.eval()
+        counts = evaluate(lambda x, y: {"student": student(x)}, tests, len(classes), runtime)["student"]
+        return counts, {key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")}
+
+    for epoch in training.remaining_epochs():
+        figures = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
+        training.end_epoch(epoch, {**figures, **measure()[1]})  # for the log alone: the last epoch is what is kept
+    counts, figures = measure()
+    write_metrics(os.path.join(args.save_path, "metrics.json"), partition,
+                  student={**figures, "counts": counts, "teacher": content["kind"], "distillation": args.distillation})
+    save_checkpoint(out, "student", student.state_dict(), **describe(args.student, classes, partition),
+                    settings=settings)
+    training.finish()
+    print(f"wrote {out}: Pre Acc {figures['pre_acc']:.2f}, Dep Acc {figures['dep_acc']:.2f}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
