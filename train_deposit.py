@@ -46,14 +46,14 @@ def get_args_parser():
     loss.add_argument("--lambda_kp", type=weight, default=5.0,
                       help="weight of L_kp: T keeps T0's answers on the preserved classes")
     # The next four were chosen by the study in results/withdrawal.md, where the paper's own terms (--pt_classes
-    # deposit --lambda_pt 1 --lambda_re 0.1 --lambda_ft 0) stand beside them. Nothing else trains T_r, so its two
-    # weights set the rate at which it learns.
+    # deposit --lambda_pt 1 --lambda_re 0.1 --lambda_ft 0) stand beside them. Nothing else trains T_r, and its gradient
+    # is limited by --clip_norm on its own, so it is the ratio of its two weights that counts.
     loss.add_argument("--lambda_pt", type=weight, default=5.0,
                       help="weight of L_pt: T_r takes T0's answers")
     loss.add_argument("--lambda_re", type=weight, default=0.0,
                       help="weight of L_re: T_r is easy to withdraw. On D_r every answer is a deposit class, so it "
                            "also pushes the deposit columns up for every image")
-    loss.add_argument("--lambda_ft", type=weight, default=5.0,
+    loss.add_argument("--lambda_ft", type=weight, default=50.0,
                       help="weight of L_ft, ours: T_r matches the features of T0's lower part")
     loss.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0,
                       help="T of the distillations L_kp and L_pt")
