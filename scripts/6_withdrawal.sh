@@ -15,9 +15,10 @@ if [ $# -eq 0 ]; then set -- 0 1 2; fi
 paper="--lambda_pt 1 --lambda_re 0.1 --lambda_ft 0 --pt_classes deposit"
 variants=(
     "paper $paper"
+    "features_5 --lambda_ft 5"
     "default"
     "frozen --bn_stats frozen"
-    "kp_logits --kp_on logits --lambda_kp 3"
+    "mixed --unlike mixed"
 )
 for seed in "$@"; do
     original=$SAVE/original/seed$seed

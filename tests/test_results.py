@@ -1,25 +1,51 @@
 """The pages' tables, the figures under results/ and their logs agree."""
 
 import json
+import re
+import shutil
 
 import pytest
 from conftest import ROOT, fail, succeed
 
-from analysis.table1 import PAGES, cell, with_tables
+import analysis.report as report
+from analysis.table1 import markdown, shown, summary
+from utils.errors import UserError
 
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("deposit_log.jsonl"))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_tables_are_those_of_the_metrics_files(page):
-    text = (ROOT / page).read_text()
-    assert "<!-- table" in text and with_tables(text) == text
+def test_logs_ledger_and_pages_agree():
+    assert "figures measured" in succeed("analysis/report.py", "--check")
 
 
-def test_a_changed_figure_is_noticed():
-    text = (ROOT / "README.md").read_text()
-    start = text.index("| Avg Acc |")
-    assert with_tables(text[:start] + text[start:].replace("9", "8", 1)) == text
+@pytest.mark.parametrize("changed", ["results/ledger.json", "README.md", "results/quickstart/seed0/metrics.json"])
+def test_a_changed_figure_is_noticed(tmp_path, monkeypatch, changed):
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copytree(ROOT / "results", tmp_path / "results", dirs_exist_ok=True)
+    monkeypatch.setattr(report, "ROOT", str(tmp_path))
+    report.main(report.get_args_parser().parse_args(["--check"]))
+    text = (tmp_path / changed).read_text()
+    found = list(re.finditer(r"(?<=[ |])\d+\.\d\d(?= [|±])" if changed.endswith("md") else
+                             r'(?<="mean": )[\d.]+|(?<="avg_acc": )[\d.]+', text))
+    at = found[0]
+    (tmp_path / changed).write_text(text[:at.start()] + "12.34" + text[at.end():])
+    with pytest.raises(UserError, match="does not agree"):
+        report.main(report.get_args_parser().parse_args(["--check"]))
+    report.main(report.get_args_parser().parse_args([]))  # what is written anew agrees
+    report.main(report.get_args_parser().parse_args(["--check"]))
+
+
+def test_every_entry_of_the_ledger_says_where_it_comes_from():
+    for entry in json.loads((ROOT / report.LEDGER).read_text())["figures"]:
+        assert set(entry) == {"table", "column", "row", "paper", "ours", "command", "data", "hardware", "wall_time_s",
+                              "logs", "status"}
+        assert entry["command"] and entry["data"]
+        assert (entry["status"] == "measured") == bool(entry["logs"] and entry["hardware"])
+        assert all((ROOT / log).is_file() for log in entry["logs"])
+        if entry["status"] == "pending":
+            assert entry["ours"] is None
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parent.name}-{run.name}")
@@ -38,7 +64,10 @@ def test_figures_are_backed_by_their_logs(run):
 
 
 def test_mean_and_deviation():
-    assert cell([1.0, 3.0]) == "2.00 ± 1.41" and cell([1.0]) == "1.00" and cell([1.0, None]) == "-"
+    assert shown(summary([1.0, 3.0])) == "2.00 ± 1.41" and summary([1.0, 3.0])["n"] == 2
+    assert shown(summary([1.0])) == "1.00" and shown(summary([1.0, None])) == "-"
+    assert markdown({"ours": {"Avg Acc": summary([1.0])}}, {"theirs": {"Avg Acc": 2.0}}) == (
+        "| | ours | paper: theirs |\n|---|---|---|\n| Avg Acc | 1.00 | 2.00 |\n")
 
 
 def test_table1_from_the_command_line(chain, tmp_path):
