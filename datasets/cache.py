@@ -33,11 +33,11 @@ def list_hash(files):
     return digest.hexdigest()
 
 
-def cached(path, key, make):
+def cached(path, key, make, else_hold=True):
     """The uint8 values (1-D) of the arrays that make() lists, one after the other, mapped from the file <path>.<key>.
 
-    Writes that file when it is absent or damaged, and removes the caches of `path` under other keys. A folder
-    that cannot be written costs the speed and nothing else: the values are then held in memory.
+    Writes that file when it is absent or damaged, and removes the caches of `path` under other keys. Where it cannot
+    be written, the values are held in memory instead, or None is returned unless `else_hold`.
     """
     name = f"{path}.{key}"
     if not _whole(name):
@@ -45,11 +45,11 @@ def cached(path, key, make):
         try:
             write_atomically(name, lambda file: _write(file, arrays))
         except OSError:  # a read-only or full disk
-            return np.concatenate(arrays)
+            return np.concatenate(arrays) if else_hold else None
         for stale in glob.glob(f"{glob.escape(path)}.*"):
             if stale != name:
                 os.unlink(stale)
-    return np.memmap(name, np.uint8, "r")[:-_DIGEST]
+    return np.asarray(np.memmap(name, np.uint8, "r"))[:-_DIGEST]
 
 
 def _write(file, arrays):

@@ -1,7 +1,9 @@
 """CUB-200-2011 (Wah et al., 2011) in the layout of its official archive: photographs of birds, all of another size."""
 
+import functools
 import os
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -29,7 +31,7 @@ class CubSource:
     layout = "cub"
 
     def __init__(self, root, image_size):
-        self.root, self.image_size = root, image_size
+        self.root, self.image_size, self._caches = root, image_size, True
         paths, labels, splits, classes = (_read_table(root, name) for name in _TABLES)
         for name, table in zip(_TABLES[1:3], (labels, splits)):
             if table.keys() != paths.keys():
@@ -52,16 +54,12 @@ class CubSource:
         return len(files), list_hash(files)
 
     def load(self, split, class_ids):
-        pixels, place, labels = [], [], []
+        photographs, labels = [], []
         for class_id in class_ids:
-            values, sizes = self._class_images(split, class_id)
-            offset = sizes.nbytes
-            for h, w in sizes.tolist():
-                place.append((len(pixels), offset, h, w))
-                offset += h * w * 3
-            pixels.append(values)
-            labels += [class_id] * len(sizes)
-        return RaggedImages(pixels, place, self.image_size), torch.tensor(labels, dtype=torch.int64)
+            of_class = self._photographs(split, class_id)
+            photographs += of_class
+            labels += [class_id] * len(of_class)
+        return RaggedImages(photographs, self.image_size), torch.tensor(labels, dtype=torch.int64)
 
     def _present(self, split, class_id):
         files = self._files[split][class_id]
@@ -70,17 +68,29 @@ class CubSource:
                 raise UserError(f"{path} is listed in images.txt but absent: extract {ARCHIVE} again")
         return files
 
-    def _class_images(self, split, class_id):
-        """(flat uint8 values: int32 sizes (n, 2), then pixels; the sizes), decoded once and then mapped."""
+    def _photographs(self, split, class_id):
+        """Its images as RaggedImages takes them: decoded once and then mapped, or, where no cache can be written,
+        decoded anew whenever they are needed, since all of them might not fit into memory."""
         files, side = self._present(split, class_id), round(self.image_size * 8 / 7)
+        anew = [functools.partial(read_short_side, path, side) for path in files]
+        if not self._caches:
+            return anew
         name = f"{split}-{self.class_names[class_id]}-{self.image_size}"
 
         def make():
             images = decode(files, read_short_side, side, name)
             return [np.array([image.shape[:2] for image in images], np.int32), *images]
 
-        values = cached(os.path.join(self.root, FOLDER, name), source_key(files, side), make)
-        return values, values[:8 * len(files)].view(np.int32).reshape(-1, 2)
+        values = cached(os.path.join(self.root, FOLDER, name), source_key(files, side), make, else_hold=False)
+        if values is None:
+            self._caches = False
+            print(f"note: {os.path.join(self.root, FOLDER)} cannot be written: images are decoded anew for each batch",
+                  file=sys.stderr)
+            return anew
+        sizes = values[:8 * len(files)].view(np.int32).reshape(-1, 2)
+        ends = np.cumsum(3 * sizes.prod(1, dtype=np.int64))
+        parts = np.split(values[sizes.nbytes:], ends[:-1])
+        return [part.reshape(h, w, 3) for part, (h, w) in zip(parts, sizes.tolist())]
 
 
 def _read_table(root, name):

@@ -1,5 +1,8 @@
 """Photographs of differing sizes, kept on the disk as decoded pixels and cut to size on the training device."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 
@@ -9,24 +12,24 @@ SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 
 
 class RaggedImages:
-    """Images (h_i, w_i, 3) in flat uint8 arrays, usually mapped from cache files.
+    """Images of differing sizes, given in squares of one size.
 
-    pixels: list of 1-D arrays; place: list of (array's index, offset, height, width), one an image; size: side
-    of the squares that `batch` gives. Indexed by a tensor of rows it gives a part of itself.
+    photographs: a list with an entry an image: uint8 (h, w, 3), usually mapped from a cache file, or a function that
+    decodes it anew; size: side of the squares. Indexed by a tensor of rows it gives a part of itself.
     """
 
-    def __init__(self, pixels, place, size, device="cpu"):
-        self.pixels, self.place, self.size, self.device = pixels, place, size, device
+    def __init__(self, photographs, size, device="cpu"):
+        self.photographs, self.size, self.device = photographs, size, device
 
     def __len__(self):
-        return len(self.place)
+        return len(self.photographs)
 
     def __getitem__(self, rows):
-        return RaggedImages(self.pixels, [self.place[row] for row in rows.tolist()], self.size, self.device)
+        return RaggedImages([self.photographs[row] for row in rows.tolist()], self.size, self.device)
 
     def to(self, device):
         """The same, giving its batches on `device`; the pixels stay where they are."""
-        return RaggedImages(self.pixels, self.place, self.size, device)
+        return RaggedImages(self.photographs, self.size, device)
 
     def batch(self, rows, generator=None, flip=False):
         """uint8 (n, 3, size, size) on the device.
@@ -34,21 +37,24 @@ class RaggedImages:
         generator: random resized crops, mirrored half of the time if `flip` (training); None: resized to a short
         side of 8/7 size and cut out of the centre (evaluation), as is usual on ImageNet.
         """
-        chosen = [self.place[row] for row in rows.tolist()]
-        if generator is None:
-            boxes, mirrored = [_centre(h, w) for _, _, h, w in chosen], [False] * len(chosen)
-        else:
-            draws = torch.rand(len(chosen), 5, generator=generator, device=generator.device).tolist()
-            boxes = [_random_box(h, w, draw) for (_, _, h, w), draw in zip(chosen, draws)]
-            mirrored = [flip and draw[4] < 0.5 for draw in draws]
-        out = torch.empty(len(chosen), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
-        for i, ((part, offset, h, w), (top, left, height, width)) in enumerate(zip(chosen, boxes)):
-            image = self.pixels[part][offset:offset + h * w * 3].reshape(h, w, 3)
-            crop = torch.from_numpy(image[top:top + height, left:left + width].copy()).to(self.device)
-            crop = F.interpolate(crop.permute(2, 0, 1)[None].float(), (self.size, self.size), mode="bilinear",
-                                 antialias=True)[0].round_().clamp_(0, 255)
-            out[i] = crop.flip(2) if mirrored[i] else crop
-        return out
+        draws = [None] * len(rows)
+        if generator is not None:
+            draws = torch.rand(len(rows), 5, generator=generator, device=generator.device).tolist()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            chosen = pool.map(_pixels, [self.photographs[row] for row in rows.tolist()])
+            return torch.stack([self._square(pixels, draw, flip) for pixels, draw in zip(chosen, draws)])
+
+    def _square(self, pixels, draw, flip):
+        h, w, _ = pixels.shape
+        top, left, height, width = _centre(h, w) if draw is None else _random_box(h, w, draw)
+        box = torch.from_numpy(pixels[top:top + height, left:left + width].copy()).to(self.device)
+        square = F.interpolate(box.permute(2, 0, 1)[None].float(), (self.size, self.size), mode="bilinear",
+                               antialias=True)[0].round_().clamp_(0, 255).to(torch.uint8)
+        return square.flip(2) if draw is not None and flip and draw[4] < 0.5 else square
+
+
+def _pixels(photograph):
+    return photograph() if callable(photograph) else photograph
 
 
 def _centre(h, w):

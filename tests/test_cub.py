@@ -75,10 +75,9 @@ def test_only_the_classes_asked_for_are_opened_and_once(cub, monkeypatch):
 def test_evaluation_cuts_the_centre_and_cached_pixels_are_the_files(cub):
     images, _ = CubSource(str(cub), 16).load("test", [0])
     path = cub / "images" / "002.Bird_2" / "2.png"
-    part, offset, h, w = images.place[0]
     kept = read_short_side(str(path), round(16 * 8 / 7))
-    assert kept.shape == (h, w, 3) and min(h, w) == 18
-    assert np.array_equal(images.pixels[part][offset:offset + h * w * 3].reshape(h, w, 3), kept)
+    h, w, _ = kept.shape
+    assert min(h, w) == 18 and np.array_equal(images.photographs[0], kept)
     top, left = (h - 16) // 2, (w - 16) // 2
     assert np.array_equal(images.batch(torch.tensor([0]))[0].permute(1, 2, 0).numpy(),
                           kept[top:top + 16, left:left + 16])
@@ -90,7 +89,7 @@ def test_odd_photographs_become_batches(cub, mode, size):
     path = cub / "images" / "002.Bird_2" / "0.png"
     Image.new(mode, size, 1 if mode in "LP" else (1,) * len(mode)).save(path)
     images, _ = CubSource(str(cub), 16).load("train", [0])
-    assert images.place[0][2] * images.place[0][3] <= 4 * min(size[0], 18)**2 + 4 * 18
+    assert images.photographs[0].size <= 3 * (4 * min(size[0], 18)**2 + 4 * 18)
     for generator in (None, torch.Generator().manual_seed(0)):
         assert images.batch(torch.tensor([0, 1]), generator, True).shape == (2, 3, 16, 16)
 
@@ -109,7 +108,7 @@ def test_random_boxes_are_within_the_image_and_of_the_drawn_shares():
 
 def test_batches_repeat_with_their_generator_and_mirror_half():
     row = np.tile(np.arange(16, dtype=np.uint8)[None, :, None] * 16, (16, 1, 3))  # brighter to the right
-    images = RaggedImages([row.reshape(-1)], [(0, 0, 16, 16)] * 400, 8)
+    images = RaggedImages([row] * 400, 8)
     rows = torch.arange(400)
     first, again = (images.batch(rows, torch.Generator().manual_seed(3), True) for _ in range(2))
     assert torch.equal(first, again)
@@ -221,17 +220,25 @@ def test_download_checks_the_sum_and_says_what_to_do(tmp_path, monkeypatch):
             open_cub(str(tmp_path / "other"), True, 16)
 
 
-def test_a_disk_that_fills_up_while_caching_costs_no_image(cub, monkeypatch):
-    whole = CubSource(str(cub), 16).load("train", [0])[0].batch(torch.arange(2))
+def test_where_no_cache_can_be_written_images_are_decoded_anew(cub, monkeypatch, capsys):
+    rows = torch.tensor([3, 0, 2])
+
+    def batches_of(source):
+        images = source.load("train", [0, 2])[0]
+        return images.batch(rows), images.batch(rows, torch.Generator().manual_seed(0), True)
+
+    whole = batches_of(CubSource(str(cub), 16))
     shutil.rmtree(cub / FOLDER)
 
     def full(path, write):
-        with open(path + ".part", "wb") as file:
-            file.write(b"half")
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path + ".part").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("datasets.cache.write_atomically", lambda path, write: (cub / FOLDER).mkdir(exist_ok=True)
-                      or full(path, write))
-        assert torch.equal(CubSource(str(cub), 16).load("train", [0])[0].batch(torch.arange(2)), whole)
-    assert torch.equal(CubSource(str(cub), 16).load("train", [0])[0].batch(torch.arange(2)), whole)
+        patch.setattr("datasets.cache.write_atomically", full)
+        anew = CubSource(str(cub), 16)
+        assert all(map(torch.equal, batches_of(anew), whole))
+        assert all(map(callable, anew.load("train", [0])[0].photographs))  # not held in memory
+    assert capsys.readouterr().err.count("cannot be written") == 1
+    assert all(map(torch.equal, batches_of(CubSource(str(cub), 16)), whole))
