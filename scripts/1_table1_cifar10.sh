@@ -9,5 +9,5 @@
 set -euo pipefail
 DATASET=cifar10 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table1_cifar10_$ARCH}
-partition_flags=() original_flags=()
+partition_flags=() original_flags=() deposit_flags=()
 source "$(dirname "$0")/table1.sh"

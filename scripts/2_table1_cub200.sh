@@ -2,6 +2,7 @@
 # Table 1 on CUB-200-2011: bash scripts/2_table1_cub200.sh [seed ...]      (default: 0)
 # Each seed draws its own deposit classes. Stages that are done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=200     network and length of the original's training, from scratch
+#   DEPOSIT_EPOCHS=20            length of the deposit
 #   IMAGE_SIZE=224               side of the square images
 #   DATA_DIR=data                holds CUB_200_2011/ or CUB_200_2011.tgz, or gets the download (1.1 GB)
 #   SAVE=checkpoints/table1_cub200_$ARCH
@@ -13,4 +14,7 @@ SAVE=${SAVE:-checkpoints/table1_cub200_$ARCH}
 partition_flags=(--image_size "${IMAGE_SIZE:-224}" --download)
 # Thirty images a class: small batches for enough steps, a strong weight decay, a slow start.
 original_flags=(--batch_size 64 --lr 0.05 --weight_decay 1e-3 --warmup_epochs 5 --clip_norm 5)
+# D_r has 1,800 images: small batches again, for about as many steps as on CIFAR-10. L_at is a mean over positions, of
+# which the cut after block 2 has 28x28 here and 16x16 there.
+deposit_flags=(--batch_size 32 --epochs "${DEPOSIT_EPOCHS:-20}" --lambda_at 300)
 source "$(dirname "$0")/table1.sh"

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY, fail, served, succeed
 from PIL import Image
 
+from analysis.memory import make_photographs, measure
 from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
@@ -242,3 +243,10 @@ def test_where_no_cache_can_be_written_images_are_decoded_anew(cub, monkeypatch,
         assert all(map(callable, anew.load("train", [0])[0].photographs))  # not held in memory
     assert capsys.readouterr().err.count("cannot be written") == 1
     assert all(map(torch.equal, batches_of(CubSource(str(cub), 16)), whole))
+
+
+def test_the_memory_measurement_passes_over_every_photograph(tmp_path):
+    make_photographs(str(tmp_path), 400)
+    decoded, opened = (measure(str(tmp_path), 16, 64) for _ in range(2))
+    assert decoded["images"] == opened["images"] == 400 and decoded["peak_memory_bytes"] > 1e8
+    assert decoded["seconds"] > opened["seconds"] >= 0

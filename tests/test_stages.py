@@ -18,7 +18,7 @@ from models.files import read
 from utils.checkpoint import load_checkpoint
 
 SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py",
-           "analysis/table1.py", "analysis/benchmark.py", "analysis/tsne.py",
+           "analysis/table1.py", "analysis/benchmark.py", "analysis/memory.py", "analysis/tsne.py",
            "analysis/transfer.py", "analysis/report.py"]
 WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
 

@@ -50,7 +50,7 @@ class Runtime:
 
     def describe(self):
         """Hardware and versions, for the head of a log."""
-        hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else (_cpu_name() or platform.machine())
+        hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name()
         return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
                 "precision": self.precision, "python": platform.python_version(), "torch": torch.__version__}
 
@@ -62,10 +62,11 @@ def _has_bfloat16(device):
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def _cpu_name():
+def cpu_name():
+    """The processor's name, as far as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     except OSError:
-        return platform.processor()
-    return names[0] if names else platform.processor()
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

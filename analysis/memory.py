@@ -1,0 +1,87 @@
+"""How much host memory a set of photographs of CUB-200-2011's size takes: a made-up one in its layout is decoded into the
+cache, then opened from it and passed over once in batches, each in a process of its own."""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, ROOT)
+from analysis.benchmark import in_own_process
+from datasets.cub import CubSource
+from utils.checkpoint import save_json
+from utils.cli import bounded, make_parser, run
+from utils.runtime import cpu_name
+
+CLASSES, WIDTH, HEIGHT = 200, 500, 375  # CUB-200-2011's classes, and its most frequent size
+KINDS = 20  # different pictures; the files beyond are links to these, which decode just so
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--images", type=bounded(int, 2 * CLASSES), default=11_788, help="photographs in all")
+    parser.add_argument("--image_size", type=bounded(int, 8), default=224, help="side of the squares cut from them")
+    parser.add_argument("--batch_size", type=bounded(int, 1), default=64, help="images a batch")
+    parser.add_argument("--out", default=None, help="JSON file to write as well")
+    return parser
+
+
+def make_photographs(root, count):
+    """A data set in the layout of CUB-200-2011, half of it test images."""
+    rng = np.random.default_rng(0)
+    first = []
+    rows = {name: [] for name in ("images", "image_class_labels", "train_test_split", "classes")}
+    for c in range(1, CLASSES + 1):
+        os.makedirs(os.path.join(root, "images", f"{c:03}"))
+        rows["classes"].append(f"{c} {c:03}")
+    for i in range(1, count + 1):
+        c = 1 + i % CLASSES
+        path = os.path.join(root, "images", f"{c:03}", f"{i}.jpg")
+        if len(first) < KINDS:
+            coarse = Image.fromarray(rng.integers(0, 256, (HEIGHT // 5, WIDTH // 5, 3), dtype=np.uint8))
+            coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path, quality=90)
+            first.append(path)
+        else:
+            os.link(first[i % KINDS], path)
+        rows["images"].append(f"{i} {c:03}/{i}.jpg")
+        rows["image_class_labels"].append(f"{i} {c}")
+        rows["train_test_split"].append(f"{i} {i // CLASSES % 2}")
+    for name, lines in rows.items():
+        with open(os.path.join(root, f"{name}.txt"), "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def measure(root, image_size, batch_size):
+    """{images, seconds, peak_memory_bytes} of opening both splits and making every batch once."""
+    started, count = time.perf_counter(), 0
+    source, kept = CubSource(root, image_size), []
+    for split in ("train", "test"):
+        images, _ = source.load(split, range(CLASSES))
+        for rows in torch.arange(len(images)).split(batch_size):
+            count += len(images.batch(rows))
+        kept.append(images)  # a stage holds both
+    return {"images": count, "seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def main(args):
+    report = {"hardware": cpu_name(), "cores": os.cpu_count(), "image_size": args.image_size,
+              "photographs": f"{WIDTH}x{HEIGHT}"}
+    with tempfile.TemporaryDirectory() as root:
+        make_photographs(root, args.images)
+        for name in ("decoded", "from_cache"):
+            report[name] = in_own_process(measure, root, args.image_size, args.batch_size)
+    print(json.dumps(report, indent=2))
+    if args.out:
+        save_json(args.out, report)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
