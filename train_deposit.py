@@ -2,6 +2,7 @@
 classes, and the deposit module T_r, which holds their knowledge. No image of the preservation set is trained on."""
 
 import copy
+import dataclasses
 import os
 
 import torch
@@ -30,15 +31,19 @@ def get_args_parser():
     files.add_argument("--partition", default=None,
                        help="manifest with the deposit classes, over the data that T0 was trained on; "
                             "unset: the one in T0's file")
+    files.add_argument("--images_per_class", type=bounded(int, 1), default=None,
+                       help="images of each deposit class that make up D_r: the first of a draw by --seed; unset: all")
     network = parser.add_argument_group("networks")
     network.add_argument("--split_at", type=bounded(int), default=2,
                          help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-)")
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
     network.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                          help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
-    loss = parser.add_argument_group("loss L = L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + lambda_ft "
-                                     "L_ft (the paper's weights are not known: these defaults are ours)")
+    loss = parser.add_argument_group("loss L = lambda_kr L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + "
+                                     "lambda_ft L_ft (the paper's weights are not known: these defaults are ours)")
     weight = bounded(float, 0)
+    loss.add_argument("--lambda_kr", type=weight, default=1.0,
+                      help="weight of L_kr, L_at within it: T forgets the deposit classes (the paper gives it none)")
     # L_at is a mean over h*w positions of maps of norm 1, below 2/256 at this cut: hence the large weight.
     loss.add_argument("--lambda_at", type=weight, default=100.0,
                       help="weight of L_at, maximised within L_kr: T's attention maps leave T0's")
@@ -148,9 +153,20 @@ class Deposit(torch.nn.Module):
                                        args.temperature)
         l_ft = losses.feature_transfer(f_r, f_0)
         l_re = losses.recoverability(z_re, y)
-        total = (l_kr + args.lambda_kp * l_kp + args.lambda_pt * l_pt + args.lambda_re * l_re
+        total = (args.lambda_kr * l_kr + args.lambda_kp * l_kp + args.lambda_pt * l_pt + args.lambda_re * l_re
                  + args.lambda_ft * l_ft)
         return {"l_kr": l_kr, "l_at": l_at, "l_kp": l_kp, "l_pt": l_pt, "l_re": l_re, "l_ft": l_ft, "loss": total}
+
+
+def first_images(images, count, seed):
+    """The first `count` images of each class in an order drawn by `seed`: a larger count adds to a smaller one's."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in images.labels.unique():
+        of_class = (images.labels == label).nonzero()[:, 0]
+        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
+    rows = torch.cat(rows)
+    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
 
 
 def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):
@@ -197,12 +213,19 @@ def main(args):
     if already_done(out, "deposit", "deposit", settings):
         return
     split_network(original, args.split_at)  # an impossible cut is told before the data are read
+    fewest = min(len(partition.rows("train", c)) for c in partition.deposit_classes)
+    if args.images_per_class is not None and args.images_per_class > fewest:
+        raise UserError(f"--images_per_class {args.images_per_class}: a deposit class has {fewest} training images, "
+                        f"no more")
     original_counts = counts_of(content, original_path)
     for split in original_counts:  # and a folder of another partition before the training
         read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
 
-    images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
+    images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
+    if args.images_per_class is not None:
+        images = first_images(images, args.images_per_class, args.seed)
+    images = images.to(runtime.device)
     tests = load_test_set_if_there(partition, args.data_dir, "no accuracies will be logged")
     if tests is not None:
         tests = tests.to(runtime.device)

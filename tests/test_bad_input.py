@@ -219,8 +219,16 @@ def test_an_impossible_split_is_refused(chain, tmp_path, split_at):
     assert not (tmp_path / "new").exists()
 
 
+def test_more_images_than_there_are_are_refused(chain, tmp_path):
+    save, data = chain
+    line = fail("train_deposit.py", *deposit_flags(tmp_path, data, save / "original.pt"), "--images_per_class", "13",
+                unchanged=tmp_path)
+    assert "a deposit class has 12 training images" in line
+
+
 @pytest.mark.parametrize("flags", [["--prune_ratio", "1"], ["--temperature", "0"], ["--lambda_kp", "-1"],
-                                   ["--lr", "inf"], ["--epochs", "0"], ["--lambda_at", "x"], ["--lambda", "1"]])
+                                   ["--lr", "inf"], ["--epochs", "0"], ["--lambda_at", "x"], ["--lambda", "1"],
+                                   ["--images_per_class", "0"]])
 def test_flags_out_of_range_are_refused(chain, tmp_path, flags):
     save, data = chain
     assert flags[0] in fail("train_deposit.py", *deposit_flags(tmp_path / "new", data, save / "original.pt"), *flags)
