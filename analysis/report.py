@@ -1,16 +1,22 @@
-"""The ledger of every figure that a page shows, and the pages' tables from it. Writes results/ledger.json from the files
-under results/, then the tables of the pages from the ledger; --check writes nothing and fails where the three differ."""
+"""The ledger of every figure that a page shows, and the pages' tables from it. Writes results/ledger.json from the
+files under results/, then the tables of the pages from the ledger; --check writes nothing and fails where the three
+differ."""
 
 import glob
 import json
+import operator
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-from analysis.table1 import PAPER, RULES, load_runs, markdown, measured_rules, summary, table1_columns
+from analysis import ablation, table3
+from analysis.table1 import PAPER, RULES, load_variants, markdown, measured_rules, summaries, table1_columns
 from utils.checkpoint import load_json, save_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
@@ -20,42 +26,93 @@ PAGES = ("README.md", "results/README.md", "results/withdrawal.md")
 JPEG = "CIFAR-10 (JPEG)"
 
 
+class Goal(NamedTuple):
+    """What a figure is to reach: `sign` `bound`, counted from the mean in the same row of the column `of`, if any."""
+
+    sign: str
+    bound: float
+    of: str | None = None
+
+    def __str__(self):
+        return f"{self.sign} {self.of} {self.bound:+g}" if self.of else f"{self.sign} {self.bound:g}"
+
+    def met(self, figure, columns, row):
+        start = columns[self.of][row]["mean"] if self.of else 0
+        return {">=": operator.ge, "<=": operator.le, "<": operator.lt}[self.sign](figure["mean"], start + self.bound)
+
+
+def study_columns(paths):
+    """{column: {variant: summary}} of a study. Of a withdrawal it shows by how much Avg Acc differs from that run's
+    own original."""
+    variants = load_variants(paths)
+    figures = {"T: Pre - Original": lambda m: m["target"]["pre_acc"] - m["original"]["pre_acc"],
+               "T: Dep": lambda m: m["target"]["dep_acc"]}
+    for rule in measured_rules([metrics for runs in variants.values() for metrics in runs]):
+        figures[f"{RULES[rule]}: Avg - Original"] = (
+            lambda m, rule=rule: m["recover"][rule]["avg_acc"] - m["original"]["avg_acc"])
+    return summaries(variants, figures)
+
+
 class Table(NamedTuple):
     """A table of the pages: <!-- table NAME --> ... <!-- end -->.
 
-    runs: pattern of its metrics files under results/, for a study with one * for the variant before the seed's;
-    None: pending. command: what makes it, or what would.
+    command: what makes it, or what would. runs: patterns of its metrics files under results/; pending while one of
+    them finds none. columns: those files -> {column: {row: summary}}. paper: {column: {row: value}} and goals:
+    {column: {row: Goal}}, with Table 1's and Table 3's own names, which a column or row may extend.
     """
 
     data: str
     command: str
-    runs: str | None
-    paper: str = "none"
-    study: bool = False
+    runs: tuple
+    columns: Callable = table1_columns
+    paper: dict = {}
+    goals: dict = {}
+    corner: str = ""
 
+
+# the project's own, whatever the size of the network; the paper's values stand for themselves
+CIFAR10_GOALS = {
+    "Deposit": {"Pre Acc": Goal(">=", -0.4, "Original"), "Dep Acc": Goal("<=", 15), "H Mean": Goal(">=", 86)},
+    "Withdrawal, calibrated": {"Avg Acc": Goal(">=", -0.3, "Original")},
+}
+TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Goal("<", 0, "T without L_at")}}
+VAL = JPEG + ", held-out images"
+CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
 TABLES = {
-    "quickstart": Table("digits", "bash scripts/0_quickstart.sh", "quickstart/seed*/metrics.json"),
+    "quickstart": Table("digits", "bash scripts/0_quickstart.sh", ("quickstart/seed*/metrics.json",)),
     "quickstart_val": Table("digits, held-out images", "the quickstart's stages with --val_fraction 0.2 --seed 0, 1",
-                            "quickstart_val/seed*/metrics_val.json"),
+                            ("quickstart_val/seed*/metrics_val.json",)),
     "cifar10_resnet20": Table(
         JPEG, "ARCH=resnet20 EPOCHS=10 VAL_FRACTION=0.1 DATA_DIR=<image folder> bash scripts/1_table1_cifar10.sh 0 1 2",
-        "cifar10_resnet20/seed*/metrics.json", "cifar10"),
-    "cifar10_resnet20_val": Table(JPEG + ", held-out images", "as cifar10_resnet20",
-                                  "cifar10_resnet20/seed*/metrics_val.json"),
+        ("cifar10_resnet20/seed*/metrics.json",), paper=PAPER["cifar10"], goals=CIFAR10_GOALS),
+    "cifar10_resnet20_val": Table(VAL, "as cifar10_resnet20", ("cifar10_resnet20/seed*/metrics_val.json",)),
     "cifar10_resnet20_paper": Table(
         JPEG, "as cifar10_resnet20, EPOCHS=20, seeds 0 and 1, deposit with --prune_ratio 0.5 --pt_classes deposit "
-        "--lambda_pt 1 --lambda_re 0.1 --lambda_ft 0", "cifar10_resnet20_paper/seed*/metrics.json", "cifar10"),
-    "withdrawal_study": Table(JPEG + ", held-out images",
-                              "DATA_DIR=<image folder> bash scripts/6_withdrawal.sh 0 1 2",
-                              "withdrawal/*/seed*/metrics_val.json", study=True),
-    "withdrawal_explored": Table(JPEG + ", held-out images", "train_deposit.py with the flags in each log",
-                                 "withdrawal_explored/*/seed*/metrics_val.json", study=True),
-    **{trial: Table(JPEG + ", held-out images", "train_deposit.py with the flags in its log",
-                    f"deposit_defaults/{trial}/metrics_val.json")
+        "--lambda_pt 1 --lambda_re 0.1 --lambda_ft 0", ("cifar10_resnet20_paper/seed*/metrics.json",),
+        paper=PAPER["cifar10"]),
+    "withdrawal_study": Table(VAL, "DATA_DIR=<image folder> bash scripts/6_withdrawal.sh 0 1 2",
+                              ("withdrawal/*/seed*/metrics_val.json",), study_columns, corner="variant"),
+    "withdrawal_explored": Table(VAL, "train_deposit.py with the flags in each log",
+                                 ("withdrawal_explored/*/seed*/metrics_val.json",), study_columns, corner="variant"),
+    **{trial: Table(VAL, "train_deposit.py with the flags in its log", (f"deposit_defaults/{trial}/metrics_val.json",))
        for trial in ("kp1_frozen", "kp1_updated", "kp5_updated", "kp10_frozen", "kp5_updated_10epochs")},
-    "cifar10_resnet18": Table("CIFAR-10", "INDEPENDENT=1 bash scripts/1_table1_cifar10.sh 0 1 2", None, "cifar10"),
-    "cub200": Table("CUB-200-2011", "INDEPENDENT=1 bash scripts/2_table1_cub200.sh 0 1 2", None, "cub200"),
+    "cifar10_resnet18": Table(
+        "CIFAR-10", "INDEPENDENT=1 bash scripts/1_table1_cifar10.sh 0 1 2", ("cifar10_resnet18/seed*/metrics.json",),
+        paper=PAPER["cifar10"], goals={"Original": {"Avg Acc": Goal(">=", 94)}, **CIFAR10_GOALS}),
+    "cub200": Table("CUB-200-2011", "INDEPENDENT=1 bash scripts/2_table1_cub200.sh 0 1 2",
+                    ("cub200/seed*/metrics.json",), paper=PAPER["cub200"]),
+    "table3": Table("CIFAR-10", "bash scripts/3_table3_transferability.sh 0 1 2", ("table3/*/*/seed*/metrics.json",),
+                    table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
+    "table3_cpu": Table(JPEG, f"{CPU} STUDENTS='cnn resnet8' STUDENT_EPOCHS=10 VAL_FRACTION=0.1 "
+                        "bash scripts/3_table3_transferability.sh 0 1 2", ("table3_cpu/*/*/seed*/metrics.json",),
+                        table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
+    "table3_cpu_val": Table(VAL, "as table3_cpu", ("table3_cpu/*/*/seed*/metrics_val.json",),
+                            table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
+    **{f"ablation_{axis}": Table(
+        VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
+        tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
+        partial(ablation.ablation_columns, axis), corner=title) for axis, (title, _) in ablation.AXES.items()},
 }
 
 
@@ -63,25 +120,6 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="only compare logs, ledger and pages")
     return parser
-
-
-def study_columns(paths):
-    """{column: {variant: summary}} of a study. Of a withdrawal it shows by how much Avg Acc differs from that run's
-    own original."""
-    variants = {}
-    for path in paths:
-        variants.setdefault(os.path.basename(os.path.dirname(os.path.dirname(path))), []).append(path)
-    variants = {name: load_runs(of_variant) for name, of_variant in variants.items()}
-
-    def column(figure):
-        return {name: summary([figure(metrics) for metrics in runs]) for name, runs in variants.items()}
-
-    columns = {"T: Pre - Original": column(lambda m: m["target"]["pre_acc"] - m["original"]["pre_acc"]),
-               "T: Dep": column(lambda m: m["target"]["dep_acc"])}
-    for rule in measured_rules([metrics for runs in variants.values() for metrics in runs]):
-        columns[f"{RULES[rule]}: Avg - Original"] = column(
-            lambda m, rule=rule: m["recover"][rule]["avg_acc"] - m["original"]["avg_acc"])
-    return columns
 
 
 def evidence_of(paths):
@@ -100,40 +138,51 @@ def evidence_of(paths):
     return [os.path.relpath(log, ROOT) for log in logs], sorted(hardware), round(seconds, 1)
 
 
+def named(column, row, values):
+    """The entry of {column: {row: entry}} for a column, or that whose name it begins with ("Withdrawal" for
+    "Withdrawal, concat"), and a row, or that whose name it ends with ("Pre Acc" for "CNN, logits: Pre Acc"). None if
+    there is none."""
+    rows = values.get(column) or values.get(re.split(r", | \(", column)[0], {})
+    return rows.get(row, rows.get(row.split(": ")[-1]))
+
+
 def entries_of(name):
     """The ledger's entries of one table: a figure each."""
-    table, paper = TABLES[name], PAPER[TABLES[name].paper]
-    about = {"command": table.command, "data": table.data}
-    if table.runs is None:
-        return [{"table": name, "column": column, "row": row, "paper": value, "ours": None, **about, "hardware": [],
-                 "wall_time_s": None, "logs": [], "status": "pending"}
-                for column, rows in paper.items() for row, value in rows.items()]
-    paths = sorted(glob.glob(os.path.join(ROOT, "results", table.runs)))
-    if not paths:
-        raise UserError(f"table {name} has no metrics file under results/{table.runs}")
-    columns = study_columns(paths) if table.study else table1_columns(load_runs(paths))
-    logs, hardware, seconds = evidence_of(paths)
-    return [{"table": name, "column": column, "row": row,
-             "paper": paper.get(column.split(",")[0], {}).get(row), "ours": figure, **about,
-             "hardware": hardware, "wall_time_s": seconds, "logs": logs, "status": "measured"}
-            for column, rows in columns.items() for row, figure in rows.items()]
+    table = TABLES[name]
+    found = [sorted(glob.glob(os.path.join(ROOT, "results", pattern))) for pattern in table.runs]
+    if all(found):
+        paths = sum(found, [])
+        columns, (logs, hardware, seconds) = table.columns(paths), evidence_of(paths)
+    else:  # of what is pending, the paper's figures are known
+        columns = {column: dict.fromkeys(rows) for column, rows in table.paper.items()}
+        logs, hardware, seconds = [], [], None
+    entries = []
+    for column, rows in columns.items():
+        for row, figure in rows.items():
+            goal = named(column, row, table.goals)
+            missed = figure and goal and not goal.met(figure, columns, row)
+            status = "pending" if not logs else "missed" if missed else "measured"
+            entries.append({"table": name, "column": column, "row": row, "paper": named(column, row, table.paper),
+                            "ours": figure, "goal": goal and str(goal), "command": table.command, "data": table.data,
+                            "hardware": hardware, "wall_time_s": seconds, "logs": logs, "status": status})
+    return entries
 
 
 def as_markdown(name, entries):
     """The Markdown table NAME from the ledger's entries."""
     columns = {}
     for entry in entries:
-        if entry["table"] == name:
+        if entry["table"] == name and entry["status"] != "pending":
             columns.setdefault(entry["column"], {})[entry["row"]] = entry["ours"]
-    return markdown(columns, PAPER[TABLES[name].paper], corner="variant" if TABLES[name].study else "")
+    return markdown(columns, TABLES[name].paper, TABLES[name].corner) if columns else "Pending.\n"
 
 
 def with_tables(page, entries):
     """A page's text with each of its tables made anew from the ledger's entries."""
 
     def fill(match):
-        if match[1] not in TABLES or TABLES[match[1]].runs is None:
-            raise UserError(f"a page shows the table '{match[1]}', which is not measured")
+        if match[1] not in TABLES:
+            raise UserError(f"a page shows the table '{match[1]}', which nothing makes")
         return f"<!-- table {match[1]} -->\n{as_markdown(match[1], entries)}<!-- end -->"
 
     return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
@@ -157,8 +206,9 @@ def main(args):
             raise UserError(f"{page} does not agree with {LEDGER}: run analysis/report.py")
         if not args.check:
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
-    measured = sum(entry["status"] == "measured" for entry in entries)
-    print(f"{measured} figures measured, {len(entries) - measured} pending")
+    count = Counter(entry["status"] for entry in entries)
+    print(f"{count['measured'] + count['missed']} figures measured, {count['missed']} of them short of their goal; "
+          f"{count['pending']} pending")
 
 
 if __name__ == "__main__":

@@ -27,25 +27,35 @@ PAPER = {
         "Deposit": {"Pre Acc": 51.64, "Dep Acc": 1.18, "F": 47.42, "H Mean": 49.44},
         "Withdrawal": {"Pre Acc": 53.21, "Dep Acc": 55.89, "Avg Acc": 54.01},
     },
-    "none": {},
 }
 
 
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--metrics", nargs="+", required=True, help="metrics.json of one or more runs, a seed each")
-    parser.add_argument("--paper", choices=list(PAPER), default="cifar10", help="the paper's column to set beside")
+    parser.add_argument("--paper", choices=[*PAPER, "none"], default="cifar10",
+                        help="the paper's columns to set beside")
     parser.add_argument("--out", default=None, help="Markdown file to write as well")
     return parser
 
 
-def load_runs(paths):
-    """The contents of metrics files. Raises UserError when one lacks a column of Table 1."""
+def load_runs(paths, networks=("original", "target", "recover")):
+    """The contents of metrics files. Raises UserError when one lacks the figures of one of the networks."""
     runs = [load_json(path) for path in paths]
     for path, metrics in zip(paths, runs):
-        if not {"original", "target", "recover"} <= metrics.keys():
-            raise UserError(f"{path} lacks a column of Table 1: run all four stages with a test set")
+        for name in networks:
+            if name not in metrics:
+                raise UserError(f"{path} lacks a column of the table ({name}): run every stage, where there are images "
+                                f"to measure on")
     return runs
+
+
+def load_variants(paths):
+    """{variant: contents of its runs} of a study's metrics files <variant>/seed<k>/<file>."""
+    variants = {}
+    for path in paths:
+        variants.setdefault(path.split(os.sep)[-3], []).append(path)
+    return {name: load_runs(of_variant) for name, of_variant in variants.items()}
 
 
 def summary(values):
@@ -54,6 +64,12 @@ def summary(values):
         return None
     return {"mean": round(statistics.fmean(values), 4), "n": len(values),
             "deviation": round(statistics.stdev(values), 4) if len(values) > 1 else None}
+
+
+def summaries(variants, figures):
+    """{column: {variant: summary}} of {variant: contents of its runs} and {column: contents -> figure}."""
+    return {column: {name: summary([figure(metrics) for metrics in runs]) for name, runs in variants.items()}
+            for column, figure in figures.items()}
 
 
 def shown(figure):
@@ -68,8 +84,9 @@ def measured_rules(runs):
     return [rule for rule in RULES if all(rule in metrics["recover"] for metrics in runs)]
 
 
-def table1_columns(runs):
-    """{column: {row: summary}} of Table 1, over the contents of metrics files."""
+def table1_columns(paths):
+    """{column: {row: summary}} of Table 1, over metrics files."""
+    runs = load_runs(paths)
     columns = {"Original": [m["original"] for m in runs], "Deposit": [m["target"] for m in runs]}
     for rule in measured_rules(runs):  # F and H Mean speak of forgetting, not of a recover network
         columns[f"Withdrawal, {RULES[rule]}"] = [{**m["recover"][rule], "forgetting": None, "h_mean": None}
@@ -78,8 +95,9 @@ def table1_columns(runs):
             for name, column in columns.items()}
 
 
-def markdown(columns, paper, corner=""):
+def markdown(columns, paper=None, corner=""):
     """A Markdown table of {column: {row: summary}} and of the paper's {column: {row: value}}."""
+    paper = paper or {}
     names = [*columns, *(f"paper: {name}" for name in paper)]
     lines = ["| " + " | ".join([corner, *names]).lstrip() + " |", "|---|" + "---|" * len(names)]
     for row in next(iter(columns.values())):
@@ -89,11 +107,15 @@ def markdown(columns, paper, corner=""):
     return "\n".join(lines) + "\n"
 
 
-def main(args):
-    text = markdown(table1_columns(load_runs(args.metrics)), PAPER[args.paper])
+def print_table(text, out):
+    """Print Markdown and, unless `out` is None, write it there as well."""
     print(text, end="")
-    if args.out:
-        write_atomically(args.out, lambda file: file.write(text.encode()))
+    if out:
+        write_atomically(out, lambda file: file.write(text.encode()))
+
+
+def main(args):
+    print_table(markdown(table1_columns(args.metrics), PAPER.get(args.paper)), args.out)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT, fail, succeed
 
 import analysis.report as report
+from analysis.report import Goal
 from analysis.table1 import markdown, shown, summary
 from utils.errors import UserError
 
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("deposit_log.jsonl"))
+STUDENTS = sorted(path.parent for path in (ROOT / "results").rglob("student_log.jsonl"))
 
 
 def test_logs_ledger_and_pages_agree():
@@ -39,13 +41,23 @@ def test_a_changed_figure_is_noticed(tmp_path, monkeypatch, changed):
 
 def test_every_entry_of_the_ledger_says_where_it_comes_from():
     for entry in json.loads((ROOT / report.LEDGER).read_text())["figures"]:
-        assert set(entry) == {"table", "column", "row", "paper", "ours", "command", "data", "hardware", "wall_time_s",
-                              "logs", "status"}
-        assert entry["command"] and entry["data"]
-        assert (entry["status"] == "measured") == bool(entry["logs"] and entry["hardware"])
+        assert set(entry) == {"table", "column", "row", "paper", "ours", "goal", "command", "data", "hardware",
+                              "wall_time_s", "logs", "status"}
+        assert entry["command"] and entry["data"] and entry["status"] in ("measured", "missed", "pending")
+        assert (entry["status"] != "pending") == bool(entry["logs"] and entry["hardware"])
         assert all((ROOT / log).is_file() for log in entry["logs"])
         if entry["status"] == "pending":
             assert entry["ours"] is None
+
+
+@pytest.mark.parametrize("run", STUDENTS, ids=lambda run: "-".join(run.parts[-3:]))
+def test_students_are_backed_by_their_logs(run):
+    records = [json.loads(line) for line in (run / "student_log.jsonl").read_text().splitlines()]
+    last = [record for record in records if "epoch" in record][-1]
+    assert last["epoch"] == records[0]["settings"]["epochs"]
+    split = "val" if (run / "metrics_val.json").exists() else "test"
+    student = json.loads((run / f"metrics{'_val' * (split == 'val')}.json").read_text())["student"]
+    assert all(last[f"{split}_{key}"] == pytest.approx(student[key], abs=0.02) for key in ("pre_acc", "dep_acc"))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parent.name}-{run.name}")
@@ -59,8 +71,45 @@ def test_figures_are_backed_by_their_logs(run):
         metrics = json.loads(path.read_text())
         assert metrics["partition_hash"] == records[0]["settings"]["partition"]
     if (run / "metrics.json").exists():  # the log's figures are those of the test set
-        target = json.loads((run / "metrics.json").read_text())["target"]
+        target = json.loads((run / "metrics.json").read_text()).get("target", {})  # a study measures held-out images
         assert all(last[f"target_{key}"] == pytest.approx(target[key], abs=0.02) for key in target if key != "counts")
+
+
+def test_a_goal_that_is_not_met_is_missed():
+    column = {"Original": {"Avg Acc": summary([80.0])}}
+    goal = Goal(">=", -0.3, "Original")
+    assert str(goal) == ">= Original -0.3" and str(Goal("<=", 15)) == "<= 15"
+    assert goal.met(summary([79.7]), column, "Avg Acc") and not goal.met(summary([79.6]), column, "Avg Acc")
+    assert Goal("<=", 15).met(summary([15.0]), {}, "") and not Goal("<", 15).met(summary([15.0]), {}, "")
+    status = {(e["table"], e["column"], e["row"]): e["status"] for e in
+              json.loads((ROOT / report.LEDGER).read_text())["figures"]}
+    assert status["cifar10_resnet20", "Deposit", "Dep Acc"] == "measured"
+    assert status["cifar10_resnet20", "Deposit", "H Mean"] == "missed"
+
+
+def test_a_table_is_pending_until_its_runs_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", str(tmp_path))
+    pending = report.entries_of("table3")
+    assert len(pending) == 3 * 8 and {entry["status"] for entry in pending} == {"pending"}
+    assert {(e["paper"], e["goal"]) for e in pending if e["row"] == "CNN, logits: Dep Acc"} == {
+        (86.15, None), (84.26, None), (82.75, "< T without L_at +0")}
+    assert report.as_markdown("table3", pending) == "Pending.\n"
+    for teacher, dep in (("original", 90.0), ("lambda_at_0", 80.0), ("lambda_at_100", 81.0)):
+        student = tmp_path / "results" / "table3" / "cnn_logits" / teacher / "seed0"
+        student.mkdir(parents=True)
+        (student / "metrics.json").write_text(json.dumps({"student": {"pre_acc": 85.0, "dep_acc": dep}}))
+        shutil.copy(RUNS[0] / "deposit_log.jsonl", student / "student_log.jsonl")
+    measured = {(e["column"], e["row"]): e for e in report.entries_of("table3")}
+    of_t = measured["T with L_at (100)", "CNN, logits: Dep Acc"]
+    assert of_t["status"] == "missed" and of_t["paper"] == 82.75 and len(of_t["logs"]) == 3
+    assert measured["T with L_at (100)", "CNN, logits: Pre Acc"]["status"] == "measured"
+    assert "| CNN, logits: Dep Acc | 90.00 | 80.00 | 81.00 | 86.15 | 84.26 | 82.75 |" in report.as_markdown(
+        "table3", measured.values())
+
+
+def test_students_elsewhere_are_refused(tmp_path):
+    assert "does not lie in" in fail("analysis/table3.py", "--metrics", tmp_path / "metrics.json")
+    assert "holds no finished runs" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
 def test_mean_and_deviation():
