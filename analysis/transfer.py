@@ -14,10 +14,11 @@ from datasets.batches import steps_per_epoch
 from models import ARCHITECTURES, build_network
 from models.cnn import build_cnn
 from models.files import describe, network_of, read
+from train_scratch import count_correct, evaluation_sets
 from utils import losses
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
-from utils.metrics import evaluate, table1, write_metrics
+from utils.metrics import metrics_path, table1, write_metrics
 from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
 
@@ -26,7 +27,8 @@ def get_args_parser():
     parser = make_parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf", "student"),
-                       help="folder of the student: gets student.pt, metrics.json, the log and the resumable state")
+                       help="folder of the student: gets student.pt, the log, the resumable state, metrics.json "
+                            "and, if the partition holds images out, metrics_val.json")
     files.add_argument("--data_dir", default="data", help="folder that holds the data set")
     files.add_argument("--teacher", default=os.path.join("checkpoints", "lirf", "target.pt"),
                        help="original.pt or target.pt; its partition tells the preserved and the deposit classes")
@@ -93,7 +95,7 @@ def main(args):
     teacher = runtime.place(network_of(content, partition, args.teacher)).requires_grad_(False)
     classes = partition.classes("all")
     images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
-    tests = load_images(partition, args.data_dir, "test", classes).to(runtime.device)
+    evaluation = evaluation_sets(partition, args, classes, runtime.device)
 
     torch.manual_seed(args.seed)
     student = runtime.place(build_cnn(len(classes)) if args.student == "cnn" else
@@ -103,21 +105,25 @@ def main(args):
     optimizer = make_optimizer(student.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, student=student)
 
-    def measure():
-        student.eval()
-        counts = evaluate(lambda x, y: {"student": student(x)}, tests, len(classes), runtime)["student"]
-        return counts, {key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")}
+    def measure(split):
+        counts = count_correct(student, evaluation[split], len(classes), runtime)
+        return {**{key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")},
+                "counts": counts}
 
+    shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
-        training.end_epoch(epoch, {**figures, **measure()[1]})  # for the log alone: the last epoch is what is kept
-    counts, figures = measure()
-    write_metrics(os.path.join(args.save_path, "metrics.json"), partition,
-                  student={**figures, "counts": counts, "teacher": content["kind"], "distillation": args.distillation})
+        figures.update({f"{shown}_{key}": value for key, value in measure(shown).items() if key != "counts"})
+        training.end_epoch(epoch, figures)
+    for split in evaluation:
+        figures = measure(split)
+        write_metrics(metrics_path(args.save_path, split), partition,
+                      student={**figures, "teacher": content["kind"], "distillation": args.distillation})
+        print(f"{split}: Pre Acc {figures['pre_acc']:.2f}, Dep Acc {figures['dep_acc']:.2f}")
     save_checkpoint(out, "student", student.state_dict(), **describe(args.student, classes, partition),
                     settings=settings)
     training.finish()
-    print(f"wrote {out}: Pre Acc {figures['pre_acc']:.2f}, Dep Acc {figures['dep_acc']:.2f}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@
 #   VAL_FRACTION=0               share of the training images held out to choose settings on
 #   INDEPENDENT=1                also train the two Independent networks
 set -euo pipefail
-DATASET=cub200 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-200}
+DATASET=cub200 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-200} DEPOSIT_EPOCHS=${DEPOSIT_EPOCHS:-20}
 SAVE=${SAVE:-checkpoints/table1_cub200_$ARCH}
 partition_flags=(--image_size "${IMAGE_SIZE:-224}" --download)
 # Thirty images a class: small batches for enough steps, a strong weight decay, a slow start.
 original_flags=(--batch_size 64 --lr 0.05 --weight_decay 1e-3 --warmup_epochs 5 --clip_norm 5)
 # D_r has 1,800 images: small batches again, for about as many steps as on CIFAR-10. L_at is a mean over positions, of
 # which the cut after block 2 has 28x28 here and 16x16 there.
-deposit_flags=(--batch_size 32 --epochs "${DEPOSIT_EPOCHS:-20}" --lambda_at 300)
+deposit_flags=(--batch_size 32 --lambda_at 300)
 source "$(dirname "$0")/table1.sh"

@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -52,6 +53,41 @@ def call(script, *flags):
         except SystemExit as stop:
             status = stop.code or 0
     return status, out.getvalue(), err.getvalue()
+
+
+def run_shell(script, *arguments, **variables):
+    """Run a shell script; its python commands run in this process, by `call`, which spares their imports.
+
+    Returns (exit status, text on stdout and stderr, the python commands as lists of words).
+    """
+    commands, status = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer, printed = (os.path.join(folder, name) for name in ("asked", "answer", "printed"))
+        os.mkfifo(asked)
+        os.mkfifo(answer)
+        stand_in = f"""python() {{
+            local status
+            printf '%s\\0' "$@" > {asked}
+            read -r status < {answer}
+            return "$status"
+        }}
+        export -f python
+        exec bash "$@" > {printed} 2>&1"""
+        shell = subprocess.Popen(["bash", "-c", stand_in, "bash", str(ROOT / script), *map(str, arguments)],
+                                 env={**os.environ, **{name: str(value) for name, value in variables.items()}})
+
+        def end():  # the reader below waits for a writer: the script's python, or this
+            shell.wait()
+            Path(asked).write_bytes(b"")
+
+        threading.Thread(target=end, daemon=True).start()
+        text = ""
+        while words := Path(asked).read_bytes():
+            commands.append(words.decode().split("\0")[:-1])
+            status, out, err = call(*commands[-1])
+            text += out + err
+            Path(answer).write_text(f"{status}\n")
+        return shell.returncode, Path(printed).read_text() + text, commands
 
 
 def succeed(script, *flags):

@@ -77,7 +77,7 @@ def test_a_student_of_either_teacher(chain, tmp_path, distillation, term):
     student = json.loads((tmp_path / "metrics.json").read_text())["student"]
     assert student["teacher"] == "target" and sum(student["counts"]["total"]) == 20
     last = json.loads((tmp_path / "student_log.jsonl").read_text().splitlines()[-1])
-    assert last[term] > 0 and last["pre_acc"] == pytest.approx(student["pre_acc"])
+    assert last[term] > 0 and last["test_pre_acc"] == pytest.approx(student["pre_acc"])
     assert "nothing to do" in succeed("analysis/transfer.py", *flags)
     assert "another student run" in fail("analysis/transfer.py", *flags, "--teacher", save / "original.pt",
                                          unchanged=tmp_path)

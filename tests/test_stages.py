@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, make_folder, run_script, succeed
+from conftest import ROOT, TINY, call, make_folder, run_script, succeed
 from PIL import Image
 
 from datasets import batches, load_images, read_partition
@@ -19,17 +19,18 @@ from utils.checkpoint import load_checkpoint
 
 SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py",
            "analysis/table1.py", "analysis/benchmark.py", "analysis/memory.py", "analysis/tsne.py",
-           "analysis/transfer.py", "analysis/report.py"]
+           "analysis/transfer.py", "analysis/table3.py", "analysis/ablation.py", "analysis/report.py"]
 WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_describes_every_flag_with_its_default(script):
-    done = run_script(script, "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    flags = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    status, out, err = call(script, "--help")
+    assert status == 0 and err == ""
+    flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
     assert flags and all("-" not in flag[2:] for flag in flags)  # snake_case
-    assert "default:" in done.stdout
+    assert "default:" in out
+    assert (ROOT / script).read_text().endswith('if __name__ == "__main__":\n    run(main, get_args_parser())\n')
 
 
 def test_the_chain_writes_its_files(chain):
@@ -177,6 +178,37 @@ def test_l_re_reaches_the_target_only_when_attached(chain, re_target, reaches):
     assert (gradient is not None and gradient.abs().sum() > 0) == reaches
     assert networks.deposit.stem.conv1.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in networks.upper.parameters())
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(chain):
+    import train_deposit
+    from utils.runtime import Runtime
+
+    save, _ = chain
+    weights = {"l_kr": 2.0, "l_kp": 3.0, "l_pt": 5.0, "l_re": 7.0, "l_ft": 11.0}
+    args = train_deposit.get_args_parser().parse_args(
+        [*TINY, *[word for name, w in weights.items() for word in (f"--lambda_{name[2:]}", str(w))]])
+    original, partition = load_network(str(save / "original.pt"))
+    networks, runtime = train_deposit.Deposit(original, partition, args).train(), Runtime(args)
+    terms = networks(torch.randn(4, 3, 16, 16), torch.ones(4, dtype=torch.int64), torch.Generator(), runtime.autocast)
+    assert all(terms[name] != 0 for name in weights)
+    assert terms["loss"].item() == pytest.approx(sum(w * terms[name].item() for name, w in weights.items()), rel=1e-5)
+
+
+def test_fewer_images_are_the_first_of_a_draw(chain, tmp_path):
+    import train_deposit
+
+    save, data = chain
+    _, partition = read(str(save / "original.pt"), "original")
+    images = load_images(partition, str(data), "train", [1, 2])
+    few, more = (train_deposit.first_images(images, count, seed=3) for count in (3, 8))
+    assert few.labels.tolist() == [1] * 3 + [2] * 3 and len(more) == 16
+    assert all(any(torch.equal(a, b) for b in more.images) for a in few.images)
+    assert not torch.equal(few.images, train_deposit.first_images(images, 3, seed=4).images)
+    succeed("train_deposit.py", "--save_path", tmp_path, "--original", save / "original.pt", "--data_dir", data, *TINY,
+            "--images_per_class", "4")
+    ours, all_images = (load_checkpoint(str(path / "target.pt"), "target") for path in (tmp_path, save))
+    assert ours["settings"]["images_per_class"] == 4 and ours["checksum"] != all_images["checksum"]
 
 
 def test_another_draw_uses_the_same_original(chain, tmp_path):
