@@ -55,9 +55,10 @@ def call(script, *flags):
     return status, out.getvalue(), err.getvalue()
 
 
-def run_shell(script, *arguments, **variables):
+def run_shell(script, *arguments, flags=None, **variables):
     """Run a shell script; its python commands run in this process, by `call`, which spares their imports.
 
+    flags: {python script: flags to add to its commands}; variables: of the script's environment.
     Returns (exit status, text on stdout and stderr, the python commands as lists of words).
     """
     commands, status = [], 0
@@ -84,7 +85,7 @@ def run_shell(script, *arguments, **variables):
         text = ""
         while words := Path(asked).read_bytes():
             commands.append(words.decode().split("\0")[:-1])
-            status, out, err = call(*commands[-1])
+            status, out, err = call(*commands[-1], *(flags or {}).get(commands[-1][0], []))
             text += out + err
             Path(answer).write_text(f"{status}\n")
         return shell.returncode, Path(printed).read_text() + text, commands

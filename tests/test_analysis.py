@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, fail, succeed
+from conftest import TINY, fail, run_shell, succeed
 from PIL import Image
 
 from analysis.transfer import attention_pairs, with_layers
@@ -40,7 +40,9 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     for name in ("original.pt", "target.pt", "recover.pt"):
         shutil.copy(save / name, tmp_path)
     flags = ["--save_path", tmp_path, "--data_dir", data, "--device", "cpu", "--precision", "fp32"]
-    out = succeed("analysis/tsne.py", *flags, "--neighbours", "3")
+    status, out, _ = run_shell("scripts/4_figure_tsne.sh", SAVE=tmp_path, DATA_DIR=data,
+                               flags={"analysis/tsne.py": ["--neighbours", "3"]})
+    assert status == 0, out
     report = json.loads((tmp_path / "tsne.json").read_text())
     assert report["images"] == 20 and set(report["neighbour_accuracy"]) == {"original", "target", "recover"}
     assert all(0 <= v <= 100 for m in report["neighbour_accuracy"].values() for v in m.values()) and "nearest" in out

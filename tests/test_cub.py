@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, fail, served, succeed
+from conftest import fail, run_shell, served
 from PIL import Image
 
 from analysis.memory import make_photographs, measure
@@ -126,14 +126,10 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     with tarfile.open(data / ARCHIVE, "w:gz") as tar:
         tar.add(made, NAME)
     shutil.rmtree(made)
-    common = ["--save_path", save, "--data_dir", data]
-    succeed("partition_data.py", "--dataset", "cub200", "--data_dir", data, "--image_size", "16", "--out",
-            save / "partition.json")
-    flags = [*TINY[2:], "--epochs", "1", "--batch_size", "64"]
-    succeed("train_scratch.py", *common, "--arch", "resnet8", *flags)
-    succeed("train_deposit.py", *common, *flags)
-    succeed("withdraw.py", *common, *TINY[4:])
-    table = succeed("analysis/table1.py", "--paper", "cub200", "--metrics", save / "metrics.json")
+    status, text, _ = run_shell("scripts/2_table1_cub200.sh", ARCH="resnet8", EPOCHS=1, DEPOSIT_EPOCHS=1, IMAGE_SIZE=16,
+                                DATA_DIR=data, SAVE=save)
+    assert status == 0, text
+    table, save = (save / "table1.md").read_text(), save / "seed0"
     assert "| 50.33 | 51.64 | 53.21 |" in table and "| 49.81 | - | 54.01 |" in table
     metrics = json.loads((save / "metrics.json").read_text())
     assert sum(metrics["recover"]["concat"]["counts"]["total"]) == 200

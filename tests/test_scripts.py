@@ -1,4 +1,4 @@
-"""Every shell script that trains, end to end at a small size."""
+"""The shell scripts end to end at a small size; 2 and 4 stand with what else is tested of their subject."""
 
 import json
 import os
@@ -21,6 +21,14 @@ def images(tmp_path_factory):
 
 def settings(run, kind="deposit"):
     return load_checkpoint(str(run / f"{kind}.pt"), kind)["settings"]
+
+
+def test_the_quickstart_on_small_images_with_an_epoch_a_stage(tmp_path):
+    small = {"partition_data.py": ["--image_size", "8"], "train_scratch.py": ["--epochs", "1"],
+             "train_deposit.py": ["--epochs", "1"]}
+    status, text, _ = run_shell("scripts/0_quickstart.sh", tmp_path, flags=small)
+    assert status == 0, text
+    assert "H Mean" in text and (tmp_path / "accuracies.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_table1_of_two_seeds_with_all_its_networks(images, tmp_path):
