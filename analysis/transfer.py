@@ -67,8 +67,9 @@ def train_one_epoch(student, teacher, optimizer, images, runtime, run, args, epo
     data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
         with runtime.autocast():
-            with torch.no_grad():
-                z_0, f_0 = with_layers(teacher, x)
+            if args.distillation != "none":
+                with torch.no_grad():
+                    z_0, f_0 = with_layers(teacher, x)
             z, f = with_layers(student, x)
         terms = {"ce": F.cross_entropy(z.float(), y)}
         terms["loss"] = terms["ce"]
