@@ -165,7 +165,6 @@ def measure(flags, root, stage, ours):
     """One measurement, in a process of its own so that its peak memory is its own."""
     args = argparse.Namespace(**flags)
     runtime = Runtime(args)
-    cuda = runtime.device.type == "cuda"
     partition = make_partition("folder", root, draw="first")
     if ours:
         classes = partition.classes("all" if stage == "original" else "deposit")
@@ -179,15 +178,11 @@ def measure(flags, root, stage, ours):
         steps = (reference_original(args, runtime.device, root) if stage == "original"
                  else reference_deposit(args, runtime.device, root, partition))
     steps(min(args.steps, 3))
-    if cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    steps(args.steps)
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / args.steps
+    seconds = seconds_of(lambda: steps(args.steps), runtime.device) / args.steps
     images_s = args.batch_size / seconds
-    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if runtime.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
     figures = {"seconds_per_step": seconds, "images_per_s": images_s, "peak_memory_bytes": memory,
                "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s}
     if ours and not args.compile:  # the counter sees what eager mode calls
@@ -198,21 +193,22 @@ def measure(flags, root, stage, ours):
 
 
 def matmul_peak(flags, size=4096, repeats=5):
-    """{precision: FLOP/s} of the best of some square matrix products."""
-    device, peaks = Runtime(argparse.Namespace(**flags)).device, {}
-    for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-        best = float("inf")
-        for _ in range(repeats + 1):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
-        peaks[name] = 2 * size**3 / best
-    return peaks
+    """{precision: FLOP/s} of the best of some square matrix products, in the precision that the steps run in."""
+    runtime = Runtime(argparse.Namespace(**flags))
+    kind = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=runtime.device, dtype=kind) for _ in range(2))
+    best = min(seconds_of(lambda: a @ b, runtime.device) for _ in range(repeats + 1))
+    return {runtime.precision: 2 * size**3 / best}
+
+
+def seconds_of(call, device):
+    """Wall time of call(), with the work that it leaves to a GPU."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    started = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - started
 
 
 def in_own_process(function, *arguments):

@@ -1,5 +1,5 @@
-"""How much host memory a set of photographs of CUB-200-2011's size takes: a made-up one in its layout is decoded into the
-cache, then opened from it and passed over once in batches, each in a process of its own."""
+"""How much host memory a set of photographs of CUB-200-2011's size takes: a made-up one in its layout is decoded into
+the cache, then opened from it and passed over once in batches, each in a process of its own."""
 
 import json
 import os
