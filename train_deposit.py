@@ -12,7 +12,7 @@ from datasets.batches import UNLIKE, steps_per_epoch
 from models import build_deposit_module, cost, split_network
 from models.files import counts_of, describe, network_of, read
 from models.recover import Calibration, concat, preserved_margin, spread_ratio
-from utils import losses
+from utils import distributed, losses
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
 from utils.errors import UserError
@@ -129,7 +129,8 @@ class Deposit(torch.nn.Module):
         return self
 
     def forward(self, x, y, generator, autocast):
-        """The named losses of one batch (x, y) of D_r; their sum "loss" is to be minimised."""
+        """The named losses of one batch of D_r, their sum "loss" to be minimised. x: this rank's part of the images;
+        y: the labels of the whole batch."""
         args, real = self.args, len(x)
         if args.unlike != "none":  # the losses between networks hold on any image; those with a label, on D_r's own
             x = torch.cat([x, UNLIKE[args.unlike](x, generator)])
@@ -144,15 +145,15 @@ class Deposit(torch.nn.Module):
                 z_t, z_r = self.upper(f_t), self.upper(f_r)
         z_re = concat(z_t[:real].detach() if args.re_target == "detached" else z_t[:real], z_r[:real],
                       self.preserved, self.deposited, calibration=None)
-        y_r = losses.draw_random_labels(y, self.num_classes, args.random_label == "wrong", generator)
+        y_r = distributed.mine(losses.draw_random_labels(y, self.num_classes, args.random_label == "wrong", generator))
         l_at = losses.attention_transfer(f_t[:real], f_0[:real])
         l_kr = losses.knowledge_removal(z_t[:real], y_r, l_at, args.lambda_at)
         preserving = losses.knowledge_preserving if args.kp_on == "softmax" else losses.logits_preserving
         l_kp = preserving(z_t, z_0, self.preserved, args.temperature)
         l_pt = losses.partial_transfer(z_r, z_0, self.deposited if args.pt_classes == "deposit" else self.all_classes,
                                        args.temperature)
-        l_ft = losses.feature_transfer(f_r, f_0)
-        l_re = losses.recoverability(z_re, y)
+        l_ft = losses.feature_transfer(f_r, f_0, lambda mean: distributed.summed(mean * (real / len(y))))
+        l_re = losses.recoverability(z_re, distributed.mine(y))
         total = (args.lambda_kr * l_kr + args.lambda_kp * l_kp + args.lambda_pt * l_pt + args.lambda_re * l_re
                  + args.lambda_ft * l_ft)
         return {"l_kr": l_kr, "l_at": l_at, "l_kp": l_kp, "l_pt": l_pt, "l_re": l_re, "l_ft": l_ft, "loss": total}
@@ -174,11 +175,12 @@ def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):
     networks.train()
     meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
     generator = runtime.generator(epoch)
-    data = batches(images, args.batch_size, runtime.device, generator=generator)
+    data = batches(images, args.batch_size, runtime.device, generator=generator, mine=distributed.mine)
     for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
         terms = networks(x, y, generator, runtime.autocast)
-        meter.update(terms, len(y))
-        take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
+        meter.update(terms, len(x))
+        take_step(optimizer, terms["loss"] * distributed.weight(x, y),
+                  learning_rate(args, epoch * steps + i, steps), args.clip_norm)
     return meter.means()
 
 
@@ -198,6 +200,9 @@ def calibrate(networks, images, runtime, batch_size=1000):
 
 def main(args):
     runtime = Runtime(args)
+    if args.unlike != "none" and distributed.ranks > 1:
+        raise UserError(f"--unlike {args.unlike} mixes the images of a batch, of which each device has a part: "
+                        f"run it on one device")
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     content, partition = read(original_path, "original")
     if args.partition is not None:
@@ -222,11 +227,12 @@ def main(args):
         read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
 
-    images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
+    with distributed.rank_0_first():
+        images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
+        tests = load_test_set_if_there(partition, args.data_dir, "no accuracies will be logged")
     if args.images_per_class is not None:
         images = first_images(images, args.images_per_class, args.seed)
     images = images.to(runtime.device)
-    tests = load_test_set_if_there(partition, args.data_dir, "no accuracies will be logged")
     if tests is not None:
         tests = tests.to(runtime.device)
 
@@ -240,8 +246,9 @@ def main(args):
     # a group each: T's gradient, when it is cut short by --clip_norm, does not slow T_r down
     optimizer = make_optimizer([{"params": list(m.parameters())} for m in networks.trained().values()], args)
     training.track(optimizer, **networks.trained())
+    parallel = distributed.parallel(networks)
     for epoch in training.remaining_epochs():
-        figures = train_one_epoch(networks, optimizer, images, runtime, training, args, epoch)
+        figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
         if tests is not None:  # for the log alone: the last epoch is what is kept
             networks.eval()
             counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, tests,
@@ -250,6 +257,8 @@ def main(args):
                             table1(counts["target"], partition, original_counts["test"]).items()})
         training.end_epoch(epoch, figures)
 
+    if distributed.rank > 0:
+        return
     calibration = calibrate(networks, images, runtime)
     fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
     upper = networks.upper.state_dict()
@@ -264,4 +273,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), parallel=True)

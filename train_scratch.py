@@ -10,6 +10,7 @@ from datasets.batches import steps_per_epoch
 from datasets.partition import save_partition
 from models import ARCHITECTURES, build_network
 from models.files import describe
+from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, make_parser, run
 from utils.errors import UserError
@@ -41,6 +42,7 @@ def get_args_parser():
     return parser
 
 
+@distributed.by_rank_0
 def obtain_partition(args):
     """The manifest that the flags mean, kept as <save_path>/partition.json."""
     kept = os.path.join(args.save_path, "partition.json")
@@ -61,14 +63,14 @@ def train_one_epoch(network, optimizer, images, runtime, run, args, epoch):
     """One pass over the images; returns {"loss": mean cross-entropy, "lr": last rate}."""
     network.train()
     meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
-    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch), mine=distributed.mine)
     for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
         lr = learning_rate(args, epoch * steps + i, steps)
         with runtime.autocast():
             logits = network(x)
-        loss = F.cross_entropy(logits.float(), y)
-        meter.update({"loss": loss}, len(y))
-        take_step(optimizer, loss, lr, args.clip_norm)
+        loss = F.cross_entropy(logits.float(), distributed.mine(y))
+        meter.update({"loss": loss}, len(x))
+        take_step(optimizer, loss * distributed.weight(x, y), lr, args.clip_norm)
     return {**meter.means(), "lr": lr}
 
 
@@ -96,8 +98,9 @@ def main(args):
         return
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
-    images = load_images(partition, args.data_dir, "train", classes, download=True).to(runtime.device)
-    evaluation = evaluation_sets(partition, args, classes, runtime.device)
+    with distributed.rank_0_first():
+        images = load_images(partition, args.data_dir, "train", classes, download=True).to(runtime.device)
+        evaluation = evaluation_sets(partition, args, classes, runtime.device)
     for image_set in (images, *evaluation.values()):  # an Independent network numbers its own classes from 0
         image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
 
@@ -107,13 +110,16 @@ def main(args):
         network.compile()
     optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, network=network)
+    parallel = distributed.parallel(network)
     shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
-        figures = train_one_epoch(network, optimizer, images, runtime, training, args, epoch)
+        figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
         figures[f"{shown}_acc"] = percent(count_correct(network, evaluation[shown], len(classes), runtime))
         training.end_epoch(epoch, figures)
 
     counts = {split: count_correct(network, part, len(classes), runtime) for split, part in evaluation.items()}
+    if distributed.rank > 0:
+        return
     if kind == "original":
         record_original(args.save_path, partition, counts)
     # the checkpoint last: it says that the stage is complete
@@ -124,4 +130,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), parallel=True)

@@ -5,7 +5,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from datasets.ragged import RaggedImages
+from datasets.ragged import RaggedImages, every
+from utils.errors import UserError
 
 
 @dataclasses.dataclass
@@ -26,11 +27,12 @@ class ImageSet:
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-def pixels_of(images, rows, generator=None, flip=False):
-    """uint8 (b, 3, s, s) of some rows (int64) of an ImageSet's images; augmented when a generator is given."""
+def pixels_of(images, rows, generator=None, flip=False, mine=every):
+    """uint8 (b, 3, s, s) of mine(rows) of an ImageSet's images, rows int64; augmented when a generator is given, whose
+    draws are those of all rows."""
     if isinstance(images, RaggedImages):
-        return images.batch(rows, generator, flip)
-    return images[rows] if generator is None else crop_and_flip(images[rows], flip, generator)
+        return images.batch(rows, generator, flip, mine)
+    return images[mine(rows)] if generator is None else mine(crop_and_flip(images[rows], flip, generator))
 
 
 def normalise(images, mean, std):
@@ -58,10 +60,11 @@ def crop_and_flip(images, flip, generator, padding=4):
     return padded.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def batches(images, batch_size, device, *, generator=None):
+def batches(images, batch_size, device, *, generator=None, mine=every):
     """Yield (x, y) over an ImageSet: x normalised float32 (b, 3, s, s), y int64 (b,).
 
     generator: shuffle and augment with it (training); None: in order, as they are (evaluation).
+    mine: the part of a batch whose images are wanted in x (utils.distributed.mine); y is of the whole batch.
     The set is cut into batches of equal size, give or take one image, none above batch_size: a last
     batch of a few images would disturb batch normalisation.
     """
@@ -70,8 +73,11 @@ def batches(images, batch_size, device, *, generator=None):
              else torch.randperm(len(images), generator=generator, device=device))
     # moved once: within the loop it would make the host wait for a GPU at every batch
     mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
+    if generator is not None and len(mine(order[:len(images) // count])) == 0:
+        raise UserError(f"batches of {len(images) // count} images have none for some of the devices: raise "
+                        f"--batch_size, or use fewer")
     for rows in order.tensor_split(count):
-        yield normalise(pixels_of(images.images, rows, generator, images.flip), mean, std), images.labels[rows]
+        yield normalise(pixels_of(images.images, rows, generator, images.flip, mine), mean, std), images.labels[rows]
 
 
 def steps_per_epoch(images, batch_size):

@@ -11,6 +11,11 @@ import torch.nn.functional as F
 SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 
 
+def every(rows):
+    """All rows of a batch: utils.distributed.mine on one device."""
+    return rows
+
+
 class RaggedImages:
     """Images of differing sizes, given in squares of one size.
 
@@ -31,25 +36,28 @@ class RaggedImages:
         """The same, giving its batches on `device`; the pixels stay where they are."""
         return RaggedImages(self.photographs, self.size, device)
 
-    def batch(self, rows, generator=None, flip=False):
-        """uint8 (n, 3, size, size) on the device.
+    def batch(self, rows, generator=None, flip=False, mine=every):
+        """uint8 (n, 3, size, size) of mine(rows), on the device.
 
         generator: random resized crops, mirrored half of the time if `flip` (training); None: resized to a short
         side of 8/7 size and cut out of the centre (evaluation), as is usual on ImageNet.
         """
-        draws = [None] * len(rows)
+        chosen = [self.photographs[row] for row in mine(rows).tolist()]
+        draws = [None] * len(chosen)
         if generator is not None:
-            draws = torch.rand(len(rows), 5, generator=generator, device=generator.device).tolist()
+            draws = mine(torch.rand(len(rows), 5, generator=generator, device=generator.device)).tolist()
+        out = torch.empty(len(chosen), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            chosen = pool.map(_pixels, [self.photographs[row] for row in rows.tolist()])
-            return torch.stack([self._square(pixels, draw, flip) for pixels, draw in zip(chosen, draws)])
+            for square, pixels, draw in zip(out, pool.map(_pixels, chosen), draws):
+                square.copy_(self._square(pixels, draw, flip))
+        return out
 
     def _square(self, pixels, draw, flip):
         h, w, _ = pixels.shape
         top, left, height, width = _centre(h, w) if draw is None else _random_box(h, w, draw)
         box = torch.from_numpy(pixels[top:top + height, left:left + width].copy()).to(self.device)
         square = F.interpolate(box.permute(2, 0, 1)[None].float(), (self.size, self.size), mode="bilinear",
-                               antialias=True)[0].round_().clamp_(0, 255).to(torch.uint8)
+                               antialias=True)[0].round_().clamp_(0, 255)
         return square.flip(2) if draw is not None and flip and draw[4] < 0.5 else square
 
 

@@ -5,13 +5,13 @@ import math
 import os
 import sys
 
-from utils import stopping
+from utils import distributed, stopping
 from utils.errors import UserError
 
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        sys.exit(_fail(self.prog, f"{message} (see {self.prog} --help)", 2))
 
 
 def make_parser(description):
@@ -60,7 +60,8 @@ def add_optimiser_args(parser, *, epochs, lr, schedule):
     """Flags of SGD with momentum and a learning-rate schedule, with a stage's own defaults."""
     group = parser.add_argument_group("optimisation (the paper's settings are not known: these defaults are ours)")
     group.add_argument("--epochs", type=bounded(int, 1), default=epochs, help="passes over the training images")
-    group.add_argument("--batch_size", type=bounded(int, 1), default=128, help="images a step")
+    group.add_argument("--batch_size", type=bounded(int, 1), default=128,
+                       help="images a step, those of all devices together")
     group.add_argument("--lr", type=bounded(float, 0, above=True), default=lr, help="peak learning rate")
     group.add_argument("--momentum", type=bounded(float, 0, 1), default=0.9, help="momentum of SGD")
     group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
@@ -77,16 +78,22 @@ def add_optimiser_args(parser, *, epochs, lr, schedule):
     return group
 
 
-def run(main, parser, argv=None):
+def run(main, parser, argv=None, *, parallel=False):
     """Call ``main(args)``; a mistake of the user becomes one line on stderr and an exit status.
+
+    parallel: whether main knows how to run on several devices (utils.distributed); else torchrun is refused.
 
     Status: 0 done, 1 a :class:`UserError` or a failing file system, 2 a wrong flag,
     130 or 143 stopped by Ctrl-C or SIGTERM.
     """
+    distributed.join()
     args = parser.parse_args(argv)
     stopping.install()
     try:
+        if distributed.ranks > 1 and not parallel:
+            raise UserError("runs on one device: call it with python, not with torchrun")
         main(args)
+        distributed.leave()
     except UserError as error:
         sys.exit(_fail(parser.prog, str(error), 1))
     except OSError as error:
@@ -96,9 +103,15 @@ def run(main, parser, argv=None):
     except KeyboardInterrupt as stopped:
         sys.exit(_fail(parser.prog, "stopped; run the same command again to go on after the last whole epoch",
                        128 + stopped.args[0]))
+    except Exception as error:
+        if not distributed.lost_a_rank(error):
+            raise
+        sys.exit(_fail(parser.prog, "another process of this run has ended, for the reason above or in torchrun's "
+                                    "report below; run the same command again to go on after the last whole epoch", 1))
 
 
 def _fail(prog, message, status):
     sys.stdout.flush()
-    print(f"{os.path.basename(prog)}: error: {' '.join(message.split())}", file=sys.stderr)
+    if distributed.first_to_fail():
+        print(f"{os.path.basename(prog)}: error: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -60,11 +60,14 @@ def partial_transfer(deposit_logits, original_logits, deposit, temperature):
     return distillation(select(deposit_logits, deposit), select(original_logits, deposit), temperature)
 
 
-def feature_transfer(features, reference):
+def feature_transfer(features, reference, of_batch=lambda mean: mean):
     """L_ft, ours: squared error of T_r(x) against lower_0(x), in units of the reference's mean square, so that
-    0 is a perfect copy and 1 an answer of nothing. Feature maps (batch, c, h, w)."""
+    0 is a perfect copy and 1 an answer of nothing. Feature maps (batch, c, h, w).
+
+    of_batch: where these are a part of the batch, turns the mean over the part into the batch's.
+    """
     reference = reference.detach().float()
-    return F.mse_loss(features.float(), reference) / reference.square().mean().clamp_min(1e-12)
+    return F.mse_loss(features.float(), reference) / of_batch(reference.square().mean()).clamp_min(1e-12)
 
 
 def recoverability(recover_logits, labels):

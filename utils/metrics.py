@@ -5,6 +5,7 @@ import os
 import torch
 
 from datasets.batches import batches
+from utils import distributed
 from utils.checkpoint import load_json, save_json
 from utils.errors import UserError
 
@@ -27,7 +28,7 @@ class ClassCounts:
 
     def as_dict(self):
         """Plain lists, one entry a class, as stored in checkpoints and metrics.json."""
-        return {"correct": self.correct.tolist(), "total": self.total.tolist()}
+        return {"correct": distributed.summed(self.correct).tolist(), "total": distributed.summed(self.total).tolist()}
 
 
 @torch.no_grad()
@@ -38,7 +39,8 @@ def evaluate(forward, images, num_classes, runtime, batch_size=1000):
     images: a datasets.ImageSet on runtime.device. Returns {name: {"correct": [...], "total": [...]}}.
     """
     counts = {}
-    for x, y in batches(images, batch_size, runtime.device):
+    for x, y in batches(images, batch_size, runtime.device, mine=distributed.mine):
+        y = distributed.mine(y)
         with runtime.autocast():
             outputs = forward(x, y)
         for name, logits in outputs.items():

@@ -11,6 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils import distributed
 from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
 from utils.errors import UserError
 
@@ -35,10 +36,15 @@ class TrainingRun:
         self.state_path = os.path.join(save_path, f"{stage}_state.pt")
         self.log_path = os.path.join(save_path, f"{stage}_log.jsonl")
         self._tensorboard_path = os.path.join(save_path, "tensorboard", stage)
-        self._state = None
-        if os.path.exists(self.state_path):
-            self._state = load_checkpoint(self.state_path, "state")
-            refuse_other_settings(save_path, stage, self._state.get("settings"), settings)
+        self._state = self._read_state()
+
+    @distributed.by_rank_0
+    def _read_state(self):
+        if not os.path.exists(self.state_path):
+            return None
+        state = load_checkpoint(self.state_path, "state")
+        refuse_other_settings(os.path.dirname(self.state_path), self.stage, state.get("settings"), self.settings)
+        return state
 
     def track(self, optimizer, **modules):
         """Name what an epoch changes. Loads it from the state file if there is one."""
@@ -66,7 +72,7 @@ class TrainingRun:
 
     def remaining_epochs(self):
         """Yield the epochs still to run, counted from 0; opens the logs before the first."""
-        if self.next_epoch < self.epochs:
+        if self.next_epoch < self.epochs and distributed.rank == 0:
             self._open_logs()
         for epoch in range(self.next_epoch, self.epochs):
             self._started = datetime.datetime.now()
@@ -101,6 +107,8 @@ class TrainingRun:
         """Log an epoch's figures and save the state. Raises UserError when a figure is not finite,
         before the state of the last good epoch is overwritten."""
         check_finite(figures, epoch)
+        if distributed.rank > 0:
+            return
         done = epoch + 1
         record = {"epoch": done, **figures,
                   "seconds": round((datetime.datetime.now() - self._started).total_seconds(), 2)}
@@ -123,7 +131,7 @@ class TrainingRun:
     def progress(self, batches, epoch, total):
         """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
         return tqdm(batches, total=total, desc=f"{self.stage} {epoch + 1}/{self.epochs}", leave=False,
-                    disable=not sys.stderr.isatty())
+                    disable=distributed.rank > 0 or not sys.stderr.isatty())
 
     def finish(self):
         """Close the logs and remove the resumable state, once the stage's checkpoints are written."""
@@ -152,8 +160,10 @@ class LossMeter:
         self.count += batch
 
     def means(self):
-        """{name: mean over the epoch's images}."""
-        return {name: (value / self.count).item() for name, value in self.sums.items()}
+        """{name: mean over the epoch's images, those of all ranks}."""
+        sums = torch.stack(list(self.sums.values()))
+        *sums, count = distributed.summed(torch.cat([sums, sums.new_tensor([self.count])])).tolist()
+        return {name: value / count for name, value in zip(self.sums, sums)}
 
 
 def check_finite(figures, epoch):
@@ -214,6 +224,7 @@ def refuse_other_settings(save_path, stage, found, wanted):
                             f"choose another --save_path, or remove that one")
 
 
+@distributed.by_rank_0
 def already_done(path, kind, stage, settings):
     """Whether `path` holds the finished result of these very settings; refuses that of others."""
     if not os.path.exists(path):

@@ -5,6 +5,7 @@ import platform
 
 import torch
 
+from utils import distributed
 from utils.errors import UserError
 
 
@@ -18,7 +19,7 @@ class Runtime:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu or leave it at auto")
         name = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(name)
+        self.device = distributed.start(name)
         precision = args.precision
         if precision == "auto":
             precision = "bf16" if _has_bfloat16(name) else "fp32"
@@ -52,7 +53,8 @@ class Runtime:
         """Hardware and versions, for the head of a log."""
         hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name()
         return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
-                "precision": self.precision, "python": platform.python_version(), "torch": torch.__version__}
+                "ranks": distributed.ranks, "precision": self.precision, "python": platform.python_version(),
+                "torch": torch.__version__}
 
 
 def _has_bfloat16(device):
