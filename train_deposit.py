@@ -200,9 +200,6 @@ def calibrate(networks, images, runtime, batch_size=1000):
 
 def main(args):
     runtime = Runtime(args)
-    if args.unlike != "none" and distributed.ranks > 1:
-        raise UserError(f"--unlike {args.unlike} mixes the images of a batch, of which each device has a part: "
-                        f"run it on one device")
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     content, partition = read(original_path, "original")
     if args.partition is not None:
@@ -273,4 +270,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), parallel=True)
+    # images unlike D_r's are mixed of a whole batch, of which each device has a part
+    run(main, get_args_parser(), parallel={"compile": False, "unlike": "none"})

@@ -130,4 +130,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), parallel=True)
+    run(main, get_args_parser(), parallel={"compile": False})

@@ -1,6 +1,7 @@
 """Several devices, as two processes on the CPU: torchrun gives what one process gives, or one reason why not."""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, fail, snapshot, succeed
+from conftest import ROOT, TINY, call, snapshot, succeed
 
 from datasets import ImageSet, batches
 from datasets.ragged import RaggedImages
@@ -136,9 +137,14 @@ def test_what_one_rank_cannot_do_ends_all_with_its_reason(chain, tmp_path):
     assert not (tmp_path / "original_state.pt").exists()
 
 
-@pytest.mark.parametrize("script,flags,word", [
-    ("withdraw.py", [], "one device"), ("train_deposit.py", [*DEPOSIT, "--unlike", "mixed"], "one device")])
-def test_what_needs_one_device_says_so(chain, monkeypatch, script, flags, word):
+@pytest.mark.parametrize("script,flags,what", [
+    ("withdraw.py", [], "it"), ("partition_data.py", [], "it"), ("analysis/transfer.py", [], "it"),
+    ("train_scratch.py", ["--compile"], "--compile"), ("train_deposit.py", ["--compile"], "--compile"),
+    ("train_deposit.py", ["--unlike", "mixed"], "--unlike")])
+def test_what_needs_one_device_says_so(monkeypatch, capsys, script, flags, what):
     monkeypatch.setattr(distributed, "ranks", 2)
-    monkeypatch.setattr(distributed, "start", torch.device)
-    assert word in fail(script, "--save_path", chain[0], *flags, unchanged=chain[0])
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stopped.value.code == 1 and f"error: {what} runs on one device" in capsys.readouterr().err

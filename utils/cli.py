@@ -78,11 +78,10 @@ def add_optimiser_args(parser, *, epochs, lr, schedule):
     return group
 
 
-def run(main, parser, argv=None, *, parallel=False):
+def run(main, parser, argv=None, *, parallel=None):
     """Call ``main(args)``; a mistake of the user becomes one line on stderr and an exit status.
 
-    parallel: whether main knows how to run on several devices (utils.distributed); else torchrun is refused.
-
+    parallel: {flag: the one value that it may have on several devices (utils.distributed)}; None: torchrun is refused.
     Status: 0 done, 1 a :class:`UserError` or a failing file system, 2 a wrong flag,
     130 or 143 stopped by Ctrl-C or SIGTERM.
     """
@@ -90,8 +89,8 @@ def run(main, parser, argv=None, *, parallel=False):
     args = parser.parse_args(argv)
     stopping.install()
     try:
-        if distributed.ranks > 1 and not parallel:
-            raise UserError("runs on one device: call it with python, not with torchrun")
+        if distributed.ranks > 1:
+            _refuse_one_device(args, parallel)
         main(args)
         distributed.leave()
     except UserError as error:
@@ -108,6 +107,14 @@ def run(main, parser, argv=None, *, parallel=False):
             raise
         sys.exit(_fail(parser.prog, "another process of this run has ended, for the reason above or in torchrun's "
                                     "report below; run the same command again to go on after the last whole epoch", 1))
+
+
+def _refuse_one_device(args, parallel):
+    if parallel is None:
+        raise UserError("it runs on one device: call it with python, not with torchrun")
+    for name, value in parallel.items():
+        if getattr(args, name) != value:
+            raise UserError(f"--{name} runs on one device: leave it out, or call the script with python")
 
 
 def _fail(prog, message, status):
