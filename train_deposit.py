@@ -270,5 +270,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    # images unlike D_r's are mixed of a whole batch, of which each device has a part
+    # --compile: as in train_scratch.py; --unlike: mixes the images of a batch, of which each device has a part
     run(main, get_args_parser(), parallel={"compile": False, "unlike": "none"})

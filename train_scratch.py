@@ -130,4 +130,5 @@ def main(args):
 
 
 if __name__ == "__main__":
+    # compiled networks on two processes did not come to an end in a trial
     run(main, get_args_parser(), parallel={"compile": False})

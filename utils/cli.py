@@ -90,7 +90,7 @@ def run(main, parser, argv=None, *, parallel=None):
     stopping.install()
     try:
         if distributed.ranks > 1:
-            _refuse_one_device(args, parallel)
+            _refuse_what_needs_one_device(args, parallel)
         main(args)
         distributed.leave()
     except UserError as error:
@@ -109,7 +109,7 @@ def run(main, parser, argv=None, *, parallel=None):
                                     "report below; run the same command again to go on after the last whole epoch", 1))
 
 
-def _refuse_one_device(args, parallel):
+def _refuse_what_needs_one_device(args, parallel):
     if parallel is None:
         raise UserError("it runs on one device: call it with python, not with torchrun")
     for name, value in parallel.items():
