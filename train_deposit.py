@@ -113,6 +113,10 @@ class Deposit(torch.nn.Module):
         modules = {"target": self.target, "deposit": self.deposit}
         return {**modules, "upper": self.upper} if self.args.upper == "trained" else modules
 
+    def parameter_groups(self):
+        """For the optimiser, a group each: T's gradient, when --clip_norm cuts it short, does not slow T_r down."""
+        return [{"params": list(module.parameters())} for module in self.trained().values()]
+
     def compile_parts(self):
         """Compile each part, whose state_dicts stay as they are."""
         for part in {self.original_lower, self.original_upper, self.upper, self.target, self.deposit}:
@@ -240,8 +244,7 @@ def main(args):
               f"({100 * after[unit] / before[unit]:.1f} %)", flush=True)
     if args.compile:
         networks.compile_parts()
-    # a group each: T's gradient, when it is cut short by --clip_norm, does not slow T_r down
-    optimizer = make_optimizer([{"params": list(m.parameters())} for m in networks.trained().values()], args)
+    optimizer = make_optimizer(networks.parameter_groups(), args)
     training.track(optimizer, **networks.trained())
     parallel = distributed.parallel(networks)
     for epoch in training.remaining_epochs():

@@ -91,7 +91,7 @@ def our_deposit(args, runtime, partition):
     networks = runtime.place(train_deposit.Deposit(build_network(args.arch, CLASSES, SIZE).eval(), partition, stage))
     if args.compile:
         networks.compile_parts()
-    optimizer = make_optimizer([{"params": list(m.parameters())} for m in networks.trained().values()], stage)
+    optimizer = make_optimizer(networks.parameter_groups(), stage)
     return lambda part: train_deposit.train_one_epoch(networks, optimizer, part, runtime, NoProgress, stage, 0)
 
 
