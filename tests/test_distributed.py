@@ -72,7 +72,7 @@ def assert_same_run(one, two, stage, files, ranks):
 def test_the_parts_of_a_batch_are_the_batch(monkeypatch, training, ragged):
     pixels = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
     if ragged:
-        pixels = RaggedImages([pixels.reshape(-1).numpy()], [(0, 192 * i, 8, 8) for i in range(11)], 8)
+        pixels = RaggedImages(list(pixels.permute(0, 2, 3, 1).numpy()), 8)
     images = ImageSet(pixels, torch.arange(11), [0.5] * 3, [0.2] * 3, flip=True)
 
     def on(rank, ranks):
