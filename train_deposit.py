@@ -267,7 +267,8 @@ def main(args):
                              {**networks.target.state_dict(), **upper}, **fits)
     # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
     save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, target=target,
-                    calibration=calibration._asdict(), upper=checksum(upper), cost={"lower": before, "deposit": after})
+                    calibration=calibration._asdict(), upper=checksum({"tensors": upper}),
+                    cost={"lower": before, "deposit": after})
     training.finish()
     print(f"wrote target.pt and deposit.pt in {args.save_path} ({calibration})")
 

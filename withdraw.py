@@ -48,7 +48,8 @@ def load_recover_network(target_path, deposit_path, merge):
                                ("split point", content.get("split_at"), deposit.get("split_at"))):
         _require_same(what, ours, theirs, target_path, deposit_path)
     target, upper = split_network(network_of(content, partition, target_path), split_of(content, target_path))
-    _require_same("upper part", checksum(upper.state_dict()), deposit.get("upper"), target_path, deposit_path)
+    _require_same("upper part", checksum({"tensors": upper.state_dict()}), deposit.get("upper"), target_path,
+                  deposit_path)
     _require_same("deposit run", content["checksum"], deposit.get("target"), target_path, deposit_path)
     network = RecoverNetwork(target, deposit_module_of(deposit, partition, deposit_path), upper,
                              partition.preserved_classes, partition.deposit_classes, merge,

@@ -3,6 +3,7 @@
 import os
 import statistics
 import sys
+from types import NoneType
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
@@ -47,6 +48,14 @@ def load_runs(paths, networks=("original", "target", "recover")):
             if name not in metrics:
                 raise UserError(f"{path} lacks a column of the table ({name}): run every stage, where there are images "
                                 f"to measure on")
+            rows = [key for key in TABLE1_ROWS if name != "student" or key.endswith("_acc")]
+            try:
+                columns = metrics[name].values() if name == "recover" else [metrics[name]]
+                if not all(isinstance(column[key], (int, float, NoneType)) for column in columns for key in rows):
+                    raise TypeError
+            except (KeyError, TypeError, AttributeError):
+                raise UserError(f"{path} is damaged (a figure of {name} is missing or no number): "
+                                f"run the stages again") from None
     return runs
 
 

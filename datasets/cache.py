@@ -1,7 +1,8 @@
 """Decoded images kept beside the data, so that no file is decoded twice.
 
-A cache file is named after what it was made from and ends in a SHA-256 of its bytes: when the images change it is not
-found, when it is damaged it does not match, and in both cases it is made anew. It is written whole or not at all.
+A cache file is named after what it was made from and ends in a SHA-256 of its name and bytes: when the images change it
+is not found, when it is damaged or renamed it does not match, and in both cases it is made anew. It is written whole or
+not at all.
 """
 
 import glob
@@ -26,10 +27,13 @@ def source_key(files, size):
 
 
 def list_hash(files):
-    """SHA-256 (hex) of a sample list: the files' names and sizes, which the same data keep on another machine."""
+    """SHA-256 (hex) of a sample list: the files' names, sizes and bytes."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{os.path.basename(path)}|{os.path.getsize(path)}\n".encode())
+        with open(path, "rb") as file:
+            content = file.read()
+        digest.update(f"{os.path.basename(path)}|{len(content)}\n".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -43,7 +47,7 @@ def cached(path, key, make, else_hold=True):
     if not _whole(name):
         arrays = [np.ascontiguousarray(array).view(np.uint8).reshape(-1) for array in make()]
         try:
-            write_atomically(name, lambda file: _write(file, arrays))
+            write_atomically(name, lambda file: _write(file, arrays, name))
         except OSError:  # a read-only or full disk
             return np.concatenate(arrays) if else_hold else None
         for stale in glob.glob(f"{glob.escape(path)}.*"):
@@ -52,8 +56,12 @@ def cached(path, key, make, else_hold=True):
     return np.asarray(np.memmap(name, np.uint8, "r"))[:-_DIGEST]
 
 
-def _write(file, arrays):
-    digest = hashlib.sha256()
+def _digest_of(name):
+    return hashlib.sha256(os.path.basename(name).encode())
+
+
+def _write(file, arrays, name):
+    digest = _digest_of(name)
     for array in arrays:
         file.write(array)
         digest.update(array)
@@ -61,9 +69,9 @@ def _write(file, arrays):
 
 
 def _whole(name):
-    """Whether a cache file is there and ends in the SHA-256 of what comes before."""
+    """Whether a cache file is there and ends in the SHA-256 of its name and of what comes before."""
     try:
-        left, digest = os.path.getsize(name) - _DIGEST, hashlib.sha256()
+        left, digest = os.path.getsize(name) - _DIGEST, _digest_of(name)
         with open(name, "rb") as file:
             while left > 0:
                 chunk = file.read(min(left, _CHUNK))

@@ -1,10 +1,13 @@
 """CUB-200-2011 (Wah et al., 2011) in the layout of its official archive: photographs of birds, all of another size."""
 
 import functools
+import gzip
+import lzma
 import os
 import shutil
 import sys
 import tarfile
+import zlib
 
 import numpy as np
 import torch
@@ -137,8 +140,11 @@ def _extract(archive, root):
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(unpacking, filter="data")
+            while tar.fileobj.read(1 << 20):  # to the end, where the compressed file's own check of its bytes stands
+                pass
         os.rename(os.path.join(unpacking, NAME), root)
-    except (tarfile.TarError, EOFError, ValueError, FileNotFoundError) as error:
+    except (tarfile.TarError, EOFError, ValueError, FileNotFoundError, zlib.error, lzma.LZMAError,
+            gzip.BadGzipFile) as error:
         raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): "
                         f"remove it and download it again") from None
     finally:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,15 +11,20 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# The formats of datasets.sources.IMAGE_EXTENSIONS and no other: whatever a file is called, PIL would open it by its
+# content, and hand an EPS to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # from 89 million pixels on, before they are decoded
 _LONGEST = 4  # a longer image is cut to this many times its short side: nothing of it is lost to a square
 
 
 def open_image(path):
     """A PIL image whose pixels are not yet read. Raises UserError when the file is no image."""
     try:
-        return Image.open(path)
-    except _UNREADABLE:
+        return Image.open(path, formats=_FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is too large an image ({error}): replace or remove it, then partition again") from None
+    except Exception:  # a damaged image fails in as many ways as it has bytes
         raise UserError(f"{path} cannot be read as an image: replace or remove it, then partition again") from None
 
 
@@ -26,7 +32,7 @@ def _rgb(path):
     with open_image(path) as image:
         try:
             return image.convert("RGB")
-        except _UNREADABLE:
+        except Exception:
             raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
 
 

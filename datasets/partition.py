@@ -9,10 +9,10 @@ import torch
 
 from datasets.batches import ImageSet, pixels_of
 from datasets.sources import DATASETS, SPLITS, FolderSource, open_source
-from utils.checkpoint import load_json, save_json
+from utils.checkpoint import load_json, save_json, sealed
 from utils.errors import UserError
 
-FORMAT = "lirf-partition/1"
+FORMAT = "lirf-partition/2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,14 @@ class Partition:
         for split in ("train", "val", "test"):
             counts[split] = {}
             for subset in ("all", "deposit", "preservation"):
-                sizes = [len(self.rows(split, c)) for c in self.classes(subset)]
-                counts[split][subset] = sum(sizes)
+                counts[split][subset] = sum(self._count(split, c) for c in self.classes(subset))
         return counts
+
+    def _count(self, split, class_id):
+        """Number of a class's samples in a split."""
+        size = self.samples["test" if split == "test" else "train"][class_id]["count"]
+        held_out = 0 if split == "test" else round(self.val_fraction * size)
+        return held_out if split == "val" else size - held_out
 
     def rows(self, split, class_id):
         """Which of a class's samples belong to a split, as an index tensor.
@@ -74,18 +79,17 @@ class Partition:
         train and val divide a class's training samples by a draw that is the same for every seed and
         every choice of deposit classes, so that one original network serves them all.
         """
-        size = self.samples["test" if split == "test" else "train"][class_id]["count"]
         if split == "test":
-            return torch.arange(size)
-        held_out = round(self.val_fraction * size)
+            return torch.arange(self._count("test", class_id))
+        held_out = self._count("val", class_id)
         generator = torch.Generator().manual_seed(class_id)
-        order = torch.randperm(size, generator=generator)
+        order = torch.randperm(held_out + self._count("train", class_id), generator=generator)
         return (order[:held_out] if split == "val" else order[held_out:]).sort().values
 
     def as_dict(self):
         """Plain types, for the manifest and for checkpoints."""
-        return {"format": FORMAT, **dataclasses.asdict(self), "counts": self.counts(),
-                "data_hash": self.data_hash, "hash": self.hash}
+        return sealed({"format": FORMAT, **dataclasses.asdict(self), "counts": self.counts(),
+                       "data_hash": self.data_hash, "hash": self.hash})
 
     @classmethod
     def from_dict(cls, content, where):
@@ -95,7 +99,7 @@ class Partition:
                 raise ValueError(f"its format is not {FORMAT}")
             partition = cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
             partition._check()
-            if content["hash"] != partition.hash:
+            if content != partition.as_dict():
                 raise ValueError("it was changed after it was written")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error

@@ -6,7 +6,7 @@ Every source offers
     samples(split, class_id)    (number of samples, SHA-256 of their list), split "train" or "test"
     load(split, class_ids)      uint8 images (n, 3, s, s), or RaggedImages, and int64 labels (n,), class after class
 
-`samples` opens no image of a folder; `load` opens those of the classes named and no other.
+Of a folder both open the files of the classes named and no other.
 """
 
 import dataclasses

@@ -20,10 +20,10 @@ def read(path, kind):
     content = load_checkpoint(path, kind)
     partition = Partition.from_dict(content.get("partition") or {}, path)
     classes = content.get("classes")
-    if not isinstance(classes, list) or sorted(set(classes)) != classes or not set(classes) <= set(
-            range(partition.num_classes)) or not classes:
+    if not isinstance(classes, list) or not classes or classes != [
+            c for c in range(partition.num_classes) if c in classes]:
         raise UserError(f"{path} is damaged (its classes do not fit its partition): write it again")
-    if content.get("arch") not in ARCHITECTURES:
+    if content.get("arch") not in list(ARCHITECTURES):  # a list: of a hostile file it may be of any type
         raise UserError(f"{path} names the architecture '{content.get('arch')}', which is unknown here; "
                         f"there are {', '.join(ARCHITECTURES)}")
     return content, partition
@@ -47,10 +47,12 @@ def counts_of(content, path):
     """{split: {"correct", "total"}} of an original checkpoint: its answers on the test set, a number a class."""
     counts = content.get("counts")
     try:
-        numbers = [of_split[key] for of_split in (counts["test"], *counts.values()) for key in ("correct", "total")]
-        if not all(len(row) == len(content["classes"]) and all(type(n) is int and n >= 0 for n in row)
-                   for row in numbers):
+        if not {"test"} <= counts.keys() <= {"test", "val"}:  # they become names of files
             raise ValueError
+        for of_split in counts.values():
+            for row in (of_split["correct"], of_split["total"]):
+                if len(row) != len(content["classes"]) or not all(type(n) is int and 0 <= n <= 10**8 for n in row):
+                    raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its test counts do not fit its classes): write it again") from None
     return counts
@@ -77,7 +79,7 @@ def load_network(path):
     content, partition = read(path, ("original", "independent", "target", "recover"))
     if content["kind"] != "recover":
         return network_of(content, partition, path), partition
-    if content.get("merge") not in MERGE_RULES:
+    if content.get("merge") not in list(MERGE_RULES):
         raise UserError(f"{path} is damaged (its merge rule is unknown): write it again")
     full = build_network(content["arch"], partition.num_classes, partition.image_size)
     target, upper = split_network(full, split_of(content, path))

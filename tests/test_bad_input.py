@@ -117,7 +117,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(run, change):
     save, data = run
     content = load_checkpoint(str(save / "original.pt"), "original")
     change(content)
-    content["checksum"] = checksum(content["tensors"])
+    content["checksum"] = checksum(content)
     torch.save(content, save / "original.pt")
     (save / "deposit.pt").unlink()
     assert "original.pt" in fail("train_deposit.py", *deposit_flags(save, data), unchanged=save)
@@ -136,7 +136,7 @@ def test_a_deposit_module_that_contradicts_itself_is_refused(run, change, word):
     save, _ = run
     content = load_checkpoint(str(save / "deposit.pt"), "deposit")
     change(content)
-    content["checksum"] = checksum(content["tensors"])
+    content["checksum"] = checksum(content)
     torch.save(content, save / "deposit.pt")
     assert word in fail("withdraw.py", "--save_path", save, unchanged=save)
 
@@ -165,7 +165,7 @@ def test_a_partition_of_other_data_is_refused(chain, tmp_path):
 
 
 @pytest.mark.parametrize("text,word", [("", "not a JSON file"), ("[]", "no JSON object"), ("{}", "not a partition"),
-                                       ('{"format": "lirf-partition/1"}', "'dataset' is missing"),
+                                       ('{"format": "lirf-partition/2"}', "'dataset' is missing"),
                                        ("[" * 100_000, "not a JSON file")])
 def test_a_damaged_manifest_is_refused(chain, tmp_path, text, word):
     (tmp_path / "p.json").write_text(text)

@@ -43,7 +43,7 @@ def test_digits_are_a_fixed_stratified_split():
 def test_folder_lists_and_reads_only_the_classes_asked_for(folder, monkeypatch):
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(str(path)) or real(path, *a))
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     source = FolderSource(str(folder), CLASSES, 16)
     source.samples("train", 2)
     assert opened == []
@@ -298,7 +298,7 @@ def test_unlike_images_are_made_of_the_batch_and_of_nothing_else():
 def test_images_are_decoded_once_and_again_when_they_change(folder, monkeypatch):
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(Path(path).name) or real(path, *a))
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(Path(path).name) or real(path, *a, **k))
     first, labels = FolderSource(folder).load("train", [1, 2])
     assert len(opened) == 1 + 24  # the first image of all tells the size
     again, _ = FolderSource(folder).load("train", [1, 2])

@@ -90,7 +90,7 @@ def test_deposit_needs_no_image_of_the_preservation_set(chain, tmp_path, monkeyp
     shutil.copytree(data / "train" / "bee", kept / "train" / "bee")
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(str(path)) or real(path, *a))
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     out = tmp_path / "run"
     flags = ["--original", save / "original.pt", "--save_path", out, *TINY]
     printed = succeed("train_deposit.py", *flags, "--data_dir", kept)

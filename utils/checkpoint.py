@@ -1,11 +1,11 @@
 """Checkpoint files: plain types, read with weights_only, written whole or not at all.
 
 A checkpoint is a dict of numbers, strings, lists, dicts and tensors with the entries
-    format    "lirf/1"
+    format    "lirf/2"
     kind      "original", "independent", "target", "deposit", "recover", "student" or "state"
     tensors   name -> tensor
-    checksum  SHA-256 over the tensors' names, types, shapes and bytes
-and what its kind adds (README, "File formats").
+    checksum  SHA-256 over all else: the tensors' names, types, shapes and bytes, and the other entries as JSON
+and what its kind adds (README, "File formats"). A checksum tells damage; whoever can write a file can forge it.
 """
 
 import hashlib
@@ -18,12 +18,15 @@ import torch
 from utils.errors import UserError
 from utils.stopping import postponed
 
-FORMAT = "lirf/1"
+FORMAT = "lirf/2"
 
 
-def checksum(tensors):
-    """SHA-256 (hex) over names, types, shapes and bytes of a dict of tensors."""
-    digest = hashlib.sha256()
+def checksum(content):
+    """SHA-256 (hex) over a dict but its entry "checksum": names, types, shapes and bytes of the dict "tensors", if it
+    has one, and everything else, plain types, as JSON."""
+    tensors = content.get("tensors", {})
+    described = {name: value for name, value in content.items() if name not in ("tensors", "checksum")}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -54,6 +57,11 @@ def write_atomically(path, write):
             raise
 
 
+def sealed(content):
+    """A dict with its checksum in it."""
+    return {**content, "checksum": checksum(content)}
+
+
 def save_json(path, content):
     """Write plain types as indented JSON, atomically."""
     text = json.dumps(content, indent=2) + "\n"
@@ -61,7 +69,8 @@ def save_json(path, content):
 
 
 def load_json(path):
-    """Read a JSON object. Raises UserError when the file is missing or is no JSON object."""
+    """Read a JSON object. Raises UserError when the file is missing, is no JSON object, or does not match the checksum
+    that it holds."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -73,13 +82,14 @@ def load_json(path):
         raise UserError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object")
+    if "checksum" in content and ("tensors" in content or content != sealed(content)):
+        raise UserError(f"{path} was changed after it was written: write it again")
     return content
 
 
 def save_checkpoint(path, kind, tensors, **content):
     """Write a checkpoint atomically and return its checksum."""
-    tensors = cpu_tensors(tensors)
-    content = {"format": FORMAT, "kind": kind, "tensors": tensors, "checksum": checksum(tensors), **content}
+    content = sealed({"format": FORMAT, "kind": kind, "tensors": cpu_tensors(tensors), **content})
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError as error:  # how torch.save reports a failing write, a full disk for one
@@ -92,7 +102,7 @@ def load_checkpoint(path, kind):
     """Read a checkpoint of a kind (or one of a tuple of kinds); only plain types are ever unpickled.
 
     Raises UserError when the file is missing, truncated, of another program, of another kind, holds
-    pickled code, or has tensors that do not match its checksum.
+    pickled code, or does not match its checksum.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
     if not os.path.isfile(path):
@@ -101,6 +111,7 @@ def load_checkpoint(path, kind):
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated or not a checkpoint of this project: write it again")
     try:
+        _require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in as many ways as it has bytes
         if "weights_only" in str(error) or "Unsupported" in str(error):
@@ -115,9 +126,25 @@ def load_checkpoint(path, kind):
     if not isinstance(tensors, dict) or not all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
         raise UserError(f"{path} is damaged (its tensors are missing): write it again")
-    if checksum(tensors) != content.get("checksum"):
-        raise UserError(f"{path} is damaged (its tensors do not match their checksum): write it again")
+    try:
+        # a stride of 0 lets a few bytes stand for a tensor of terabytes, which the checksum would lay out
+        if sum(t.numel() * t.element_size() for t in tensors.values()) > os.path.getsize(path):
+            raise ValueError
+        found = checksum(content)
+    except (RuntimeError, TypeError, ValueError, RecursionError):  # tensors without storage, no plain types
+        raise UserError(f"{path} is damaged (it holds what no stage writes): write it again") from None
+    if found != content.get("checksum"):
+        raise UserError(f"{path} is damaged (it does not match its checksum): write it again")
     return content
+
+
+def _require_plain_archive(path):
+    """Raise unless the members of a zip archive lie in it as they are, whatever sizes it declares."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
+            member.file_size for member in members) > os.path.getsize(path):
+        raise ValueError
 
 
 def load_into(module, tensors, path):

@@ -6,7 +6,7 @@ import torch
 
 from datasets.batches import batches
 from utils import distributed
-from utils.checkpoint import load_json, save_json
+from utils.checkpoint import load_json, save_json, sealed
 from utils.errors import UserError
 
 # figure of metrics.json -> its name in the paper's Table 1
@@ -84,22 +84,34 @@ def metrics_path(save_path, split="test"):
 
 
 def read_metrics(path, partition):
-    """What a metrics.json holds; {} when there is none. Raises UserError when its figures are of another partition."""
+    """What a metrics.json holds; {} when there is none. Raises UserError when its figures are of another partition, do
+    not match their checksum, or T0's do not follow from its counts."""
     if not os.path.exists(path):
         return {}
     content = load_json(path)
     if content.get("partition_hash") != partition.hash:
         raise UserError(f"{path} holds the figures of another partition: choose another --save_path")
+    original = content.get("original")
+    try:
+        if "checksum" not in content or original is not None and original != _original_column(
+                original["counts"], partition):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError):
+        raise UserError(f"{path} is damaged (its figures do not follow from its counts, or their checksum is missing): "
+                        f"remove it and run the stages again") from None
     return content
 
 
 def write_metrics(path, partition, **entries):
     """Put entries into metrics.json, beside what is there of the same partition."""
-    save_json(path, {**read_metrics(path, partition), "partition_hash": partition.hash, **entries})
+    save_json(path, sealed({**read_metrics(path, partition), "partition_hash": partition.hash, **entries}))
 
 
 def record_original(save_path, partition, counts):
     """Write T0's column of Table 1; counts: {split: counts}, as original.pt holds them."""
     for split, of_split in counts.items():
-        write_metrics(metrics_path(save_path, split), partition,
-                      original={**table1(of_split, partition, original=of_split), "counts": of_split})
+        write_metrics(metrics_path(save_path, split), partition, original=_original_column(of_split, partition))
+
+
+def _original_column(counts, partition):
+    return {**table1(counts, partition, original=counts), "counts": counts}

@@ -1,6 +1,7 @@
 """One training run in a --save_path: its identity, its resumable state, its logs and its progress."""
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -58,7 +59,7 @@ class TrainingRun:
                       self.state_path)
         momentum = {key[len("momentum."):]: t for key, t in tensors.items() if key.startswith("momentum.")}
         parameters = self._trained_parameters()
-        if momentum.keys() - parameters.keys():
+        if any(name not in parameters or buffer.shape != parameters[name].shape for name, buffer in momentum.items()):
             raise UserError(f"{self.state_path} does not fit this run: remove it to begin again")
         for name, buffer in momentum.items():
             optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(parameters[name])
@@ -85,16 +86,25 @@ class TrainingRun:
             with open(self.log_path, "rb") as file:
                 text = file.read()
             whole = text.rfind(b"\n") + 1
-            for number, line in enumerate(text[:whole].splitlines(), 1):
+            digest, digests = hashlib.sha256(), set()
+            for number, line in enumerate(text[:whole].splitlines(keepends=True), 1):
                 try:
-                    epoch = json.loads(line).get("epoch", 0)
+                    record = json.loads(line)
+                    epoch = record.get("epoch", 0)
                     if epoch > self.next_epoch:
                         self._logged.add(epoch)
                 except (ValueError, AttributeError, TypeError, RecursionError):
                     raise UserError(f"line {number} of {self.log_path} is no record of this run: mend that line, or "
                                     f"move the file away to begin a new log") from None
+                if "settings" in record:
+                    refuse_other_settings(os.path.dirname(self.log_path), self.stage, record["settings"], self.settings)
+                digest.update(line)
+                digests.add(digest.hexdigest())
+            if self._state is not None and self._state.get("log") not in digests:
+                raise UserError(f"{self.log_path} was changed after {self.state_path} was written: put it back, or "
+                                f"move the file away to begin a new log")
             os.truncate(self.log_path, whole)  # a line that a kill cut short; its epoch runs again
-        self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": _commit(),
+        self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": current_commit(),
                       "date": datetime.datetime.now().isoformat(timespec="seconds"),
                       **self.runtime.describe(), "settings": self.settings})
         self._writer = SummaryWriter(self._tensorboard_path, purge_step=self.next_epoch + 1)
@@ -104,9 +114,12 @@ class TrainingRun:
             file.write(json.dumps(record) + "\n")
 
     def end_epoch(self, epoch, figures):
-        """Log an epoch's figures and save the state. Raises UserError when a figure is not finite,
+        """Log an epoch's figures and save the state. Raises UserError when a figure or weight is not finite,
         before the state of the last good epoch is overwritten."""
-        check_finite(figures, epoch)
+        tensors = {f"{m}.{name}": t for m, module in self._modules.items() for name, t in module.state_dict().items()}
+        # the last step's update has met no loss yet; a sum in float64 is finite when all its terms are
+        weights = {f"weight {name}": tensor.double().sum().item() for name, tensor in tensors.items()}
+        check_finite({**figures, **weights}, epoch)
         if distributed.rank > 0:
             return
         done = epoch + 1
@@ -119,12 +132,13 @@ class TrainingRun:
                 if value is not None:
                     self._writer.add_scalar(name, value, done)
             self._writer.flush()
-        tensors = {f"{m}.{name}": t for m, module in self._modules.items() for name, t in module.state_dict().items()}
         for name, parameter in self._trained_parameters().items():
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
-        save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
+        with open(self.log_path, "rb") as file:
+            log = hashlib.sha256(file.read()).hexdigest()
+        save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings, log=log)
         shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
         print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
 
@@ -217,7 +231,7 @@ def refuse_other_settings(save_path, stage, found, wanted):
     """Raise UserError unless the settings `found` in save_path are those `wanted`."""
     if not isinstance(found, dict):
         raise UserError(f"{save_path} holds a damaged {stage} run: remove it or choose another --save_path")
-    for name in sorted(found.keys() | wanted.keys()):
+    for name in sorted(found.keys() | wanted.keys(), key=str):
         if found.get(name) != wanted.get(name):
             short = [str(value)[:60] for value in (found.get(name), wanted.get(name))]
             raise UserError(f"{save_path} holds another {stage} run ({name} {short[0]}, not {short[1]}): "
@@ -234,7 +248,8 @@ def already_done(path, kind, stage, settings):
     return True
 
 
-def _commit():
+def current_commit():
+    """What git says of this code, None when it is no checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
         done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here,
