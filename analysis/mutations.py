@@ -478,7 +478,8 @@ def campaign(root, cases, seed):
     """Yield (name of the file, mutation, case, verdict, detail) for each of `cases` mutations, spread evenly over the
     files and mutations of small runs that are made below the folder `root`."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
-    data = make_images(os.path.join(root, "images"), pixels, [e for e in IMAGE_EXTENSIONS if e not in (".jpeg", ".tif")])
+    endings = [ending for ending in IMAGE_EXTENSIONS if ending not in (".jpeg", ".tif")]
+    data = make_images(os.path.join(root, "images"), pixels, endings)
 
     def too_slow(*_):
         raise TimeoutError(f"more than {SECONDS} s")
@@ -517,7 +518,7 @@ def get_args_parser():
 
 
 def main(args):
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of what is damaged but read all the same
+    warnings.filterwarnings("ignore", category=UserWarning)  # of PIL and torch, of what is damaged
     runtime = Runtime(train_scratch.get_args_parser().parse_args(["--device", "cpu", "--precision", "fp32"]))
     with open("/proc/self/statm", encoding="utf-8") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -535,7 +536,7 @@ def main(args):
     lines = [head, *failures, *({"file": name, "mutation": kind, "cases": sum(c.values()), **c}
                                 for (name, kind), c in sorted(counts.items()))]
     if args.out:
-        write_atomically(args.out, lambda file: file.write("".join(json.dumps(l) + "\n" for l in lines).encode()))
+        write_atomically(args.out, lambda file: file.write("".join(json.dumps(line) + "\n" for line in lines).encode()))
     if failures:
         raise UserError(f"{len(failures)} of {args.cases} mutated files were read wrongly")
     print(f"{args.cases} mutated files, none was read wrongly")

@@ -51,9 +51,11 @@ def write_atomically(path, write):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = path  # a write that fails does not say where
             raise
 
 
@@ -92,9 +94,8 @@ def save_checkpoint(path, kind, tensors, **content):
     content = sealed({"format": FORMAT, "kind": kind, "tensors": cpu_tensors(tensors), **content})
     try:
         write_atomically(path, lambda file: torch.save(content, file))
-    except RuntimeError as error:  # how torch.save reports a failing write, a full disk for one
-        raise UserError(f"{path} could not be written ({error}): "
-                        f"free some space or choose another --save_path") from None
+    except RuntimeError:  # how torch.save reports a failing write, a full disk for one
+        raise UserError(f"{path} could not be written: free some space or choose another --save_path") from None
     return content["checksum"]
 
 

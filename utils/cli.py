@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import threading
 
 from utils import distributed, stopping
 from utils.errors import UserError
@@ -88,6 +89,8 @@ def run(main, parser, argv=None, *, parallel=None):
     distributed.join()
     args = parser.parse_args(argv)
     stopping.install()
+    # of TensorBoard's writer, whose error is raised again where the run next flushes its log
+    threading.excepthook = lambda failure: None
     try:
         if distributed.ranks > 1:
             _refuse_what_needs_one_device(args, parallel)

@@ -128,10 +128,10 @@ class TrainingRun:
         # the log first: killed in between, the epoch runs again, gives the same figures and is not logged twice
         if done not in self._logged:
             self._append(record)
-            for name, value in figures.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, done)
-            self._writer.flush()
+        for name, value in figures.items():  # in any case: TensorBoard drops what an earlier start wrote of this epoch
+            if value is not None:
+                self._writer.add_scalar(name, value, done)
+        self._writer.flush()
         for name, parameter in self._trained_parameters().items():
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
