@@ -252,13 +252,13 @@ def starve(stage, save, reference, rng):
 FAULTS = {"kills": kill, "stops": stop, "full_disk": starve}
 
 
-def campaign(root, kinds, count, epochs, seed, stages=tuple(STAGES)):
+def campaign(root, kinds, count, epochs, seed):
     """Yield an object for each of `count` faults and for each stage's end, with the verdict "good" or what was wrong.
 
     Every stage meets up to MOST faults in a row, and is then left to end."""
     reference, rng, faults, turn = Reference(root, epochs), random.Random(seed), 0, 0
     while faults < count:
-        stage, save = stages[turn % len(stages)], os.path.join(root, f"turn{turn}")
+        stage, save = list(STAGES)[turn % len(STAGES)], os.path.join(root, f"turn{turn}")
         reference.folder_before(stage, save)
         met = before = 0
         for _ in range(min(rng.randint(1, MOST), count - faults)):
@@ -308,9 +308,9 @@ def long_run(root, epochs):
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--campaign", choices=[*FAULTS, "long_run"], default="kills",
+    parser.add_argument("--campaign", nargs="+", choices=[*FAULTS, "long_run"], default=["kills"],
                         help="kills: SIGKILL at random times and within writes; stops: Ctrl-C and SIGTERM; full_disk: "
-                             "writes that fail; long_run: memory over many epochs")
+                             "writes that fail; several: by turns; long_run, alone: memory over many epochs")
     parser.add_argument("--count", type=bounded(int, 1), default=50, help="faults")
     parser.add_argument("--epochs", type=bounded(int, 1), default=4, help="epochs of each training; long_run wants 200")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help="seed of the faults")
@@ -327,8 +327,8 @@ def main(args):
         if args.out:
             os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
             log = files.enter_context(open(args.out, "w", encoding="utf-8"))
-        records = (long_run(root, args.epochs) if args.campaign == "long_run" else
-                   campaign(root, [args.campaign], args.count, args.epochs, args.seed))
+        records = (long_run(root, args.epochs) if "long_run" in args.campaign else
+                   campaign(root, args.campaign, args.count, args.epochs, args.seed))
         head = {"command": ["faults.py", *sys.argv[1:]], "commit": current_commit(), **runtime.describe()}
         for record in itertools.chain([head], records):
             print(json.dumps(record), file=log or sys.stdout, flush=True)

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-from analysis import ablation, table3
+from analysis import ablation, reliability, table3
 from analysis.table1 import PAPER, RULES, load_variants, markdown, measured_rules, summaries, table1_columns
 from utils.checkpoint import load_json, save_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
 
 LEDGER = "results/ledger.json"
-PAGES = ("README.md", "results/README.md", "results/withdrawal.md")
+PAGES = ("README.md", "results/README.md", "results/withdrawal.md", "results/reliability.md")
 JPEG = "CIFAR-10 (JPEG)"
 
 
@@ -181,6 +181,9 @@ def with_tables(page, entries):
     """A page's text with each of its tables made anew from the ledger's entries."""
 
     def fill(match):
+        if match[1] == "reliability":
+            table = reliability.table(os.path.join(ROOT, "results/reliability"))
+            return f"<!-- table reliability -->\n{table}<!-- end -->"
         if match[1] not in TABLES:
             raise UserError(f"a page shows the table '{match[1]}', which nothing makes")
         return f"<!-- table {match[1]} -->\n{as_markdown(match[1], entries)}<!-- end -->"

@@ -67,7 +67,8 @@ def test_ids_with_gaps_are_numbered_anew_and_names_kept(cub, inside):
 def test_only_the_classes_asked_for_are_opened_and_once(cub, monkeypatch):
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(Path(path).parent.name) or real(path, *a, **k))
+    monkeypatch.setattr(Image, "open",
+                        lambda path, *a, **k: opened.append(Path(path).parent.name) or real(path, *a, **k))
     for _ in range(2):
         CubSource(str(cub), 16).load("train", [1])
     assert opened == ["007.Bird_7"] * 2
