@@ -6,6 +6,7 @@ from collections import Counter
 from statistics import median
 
 HEAD = ("promise", "how it was tried", "how often", "broken", "with")
+MOMENTS = {"any": "at a random time", "writing": "within a write"}
 
 
 def _records(folder, name):
@@ -19,7 +20,7 @@ def _fault_row(folder, name, promise, tried):
     command, records = _records(folder, name)
     faults = [record for record in records if "fault" in record]
     stages = ", ".join(f"{stage} {n}" for stage, n in Counter(record["stage"] for record in faults).items())
-    kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(Counter(
+    kinds = ", ".join(f"{MOMENTS.get(kind, kind)} {n}" for kind, n in sorted(Counter(
         record.get("moment", record["fault"]) for record in faults).items()))
     ends = sum("ended_after" in record for record in records)
     broken = sum(record.get("verdict", "good") != "good" for record in records)
