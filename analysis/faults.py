@@ -188,7 +188,9 @@ def parts(save):
 
 def epochs_saved(save, stage):
     path = os.path.join(save, f"{stage}_state.pt")
-    return load_checkpoint(path, "state")["next_epoch"] if os.path.exists(path) else 0
+    if os.path.exists(path):
+        return load_checkpoint(path, "state")["next_epoch"]
+    return epochs_logged(save, stage) if os.path.exists(os.path.join(save, f"{stage}.pt")) else 0
 
 
 def epochs_logged(save, stage):
@@ -225,8 +227,10 @@ def stop(stage, save, reference, rng):
     process = Process(stage, save, reference.epochs)
     begun = {"partition": "partition.json.part", "withdraw": "recover.pt.part"}.get(stage, f"{stage}_log.jsonl")
     if not process.reaches(lambda: os.path.exists(os.path.join(save, begun)), 0.0002):
-        return process.end() and None
-    time.sleep(rng.random() * 0.3 * reference.seconds[stage] if begun.endswith("jsonl") else 0)
+        process.end()
+        return None
+    if begun.endswith("jsonl"):  # the other stages end at once
+        time.sleep(rng.uniform(0, 0.3 * reference.seconds[stage]))
     seconds = round(process.seconds(), 2)
     status, _, err = process.end(signum)
     if status == 0:
@@ -271,16 +275,17 @@ def campaign(root, kinds, count, epochs, seed):
                 if (after := epochs_saved(save, stage)) < before:
                     raise UserError(f"epoch {before} was saved, and epoch {after} is there")
                 before = after
-            except UserError as error:
+            except (UserError, ValueError) as error:
                 verdict = str(error)
             faults, met = faults + 1, met + 1
             yield {"turn": turn, "stage": stage, **(record or {}), "verdict": verdict}
         status, out, err = Process(stage, save, epochs).end()
+        # the epoch that the disk held last is the one that the command goes on after
         resumed = f"after epoch {before} of" in out or "nothing to do" in out or not before
         try:
             same = status == 0 and resumed and result_of(save) == reference.results[stage]
             verdict = "good" if same else f"status {status}, {err}, or another result"
-        except UserError as error:
+        except (UserError, ValueError) as error:
             verdict = str(error)
         yield {"turn": turn, "stage": stage, "ended_after": met, "verdict": verdict}
         shutil.rmtree(save)

@@ -167,8 +167,8 @@ def _edited_checkpoint(data, rng, forge):
 
 
 def _edited_json(data, rng, forge):
-    *before, last = data.decode().splitlines() if b"\n{" in data else [data.decode()]
-    lines = [json.loads(line) for line in (*before, last)]
+    texts = data.decode().splitlines() if b"\n{" in data else [data.decode()]  # a log, or one object
+    lines = [json.loads(text) for text in texts]
     line = rng.randrange(len(lines))
     _edit_tree(lines[line], rng)
     if forge:
@@ -459,7 +459,7 @@ def judge(subject, kind, expected):
         found = subject.read()
     except (UserError, OSError) as error:  # both of which the command line tells in one line
         verdict, detail = "refused", str(error)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         verdict, detail = "wrong", f"{type(error).__name__}: {error}"
     else:
         detail = ""

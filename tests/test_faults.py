@@ -43,12 +43,12 @@ def deposit_flags(save, chain, *more):
 
 def test_faults_change_no_result(tmp_path):
     log = tmp_path / "log.jsonl"
-    done = run_script("analysis/faults.py", "--campaign", "kills", "stops", "full_disk", "--count", "6", "--epochs",
+    done = run_script("analysis/faults.py", "--campaign", "kills", "stops", "full_disk", "--count", "4", "--epochs",
                       "2", "--seed", "1", "--out", log)
     assert done.returncode == 0, done.stderr + log.read_text()
     head, *records = [json.loads(line) for line in log.read_text().splitlines()]
     assert {r["fault"] for r in records if "fault" in r} >= {"SIGKILL", "full disk"} and head["commit"]
-    assert all(r["verdict"] == "good" for r in records) and sum("fault" in r for r in records) == 6
+    assert all(r["verdict"] == "good" for r in records) and sum("fault" in r for r in records) == 4
 
 
 def test_mutated_files_are_refused_or_read_as_they_were_written(tmp_path):
@@ -168,6 +168,16 @@ def test_an_epoch_whose_state_was_lost_stays_in_log_and_curves(chain, tmp_path, 
     assert [r["epoch"] for r in records if "epoch" in r] == [1, 2]
     events = EventAccumulator(str(tmp_path / "tensorboard" / "deposit")).Reload()
     assert [e.step for e in events.Scalars("l_kr")] == [1, 2]
+
+
+def test_a_kill_just_before_the_end_leaves_nothing(chain, tmp_path, monkeypatch):
+    flags = deposit_flags(tmp_path, chain)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.os.remove", stop)
+        interrupted_deposit(flags, monkeypatch, epoch=9)
+    assert (tmp_path / "deposit.pt").exists() and (tmp_path / "deposit_state.pt").exists()
+    assert "nothing to do" in succeed("train_deposit.py", *flags)
+    assert not list(tmp_path.glob("*_state.pt"))
 
 
 # images

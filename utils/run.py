@@ -1,5 +1,6 @@
 """One training run in a --save_path: its identity, its resumable state, its logs and its progress."""
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -244,6 +245,8 @@ def already_done(path, kind, stage, settings):
     if not os.path.exists(path):
         return False
     refuse_other_settings(os.path.dirname(path), stage, load_checkpoint(path, kind).get("settings"), settings)
+    with contextlib.suppress(FileNotFoundError):  # left by a kill just after the result was written
+        os.remove(os.path.join(os.path.dirname(path), f"{stage}_state.pt"))
     print(f"{path} is there already, trained with these settings: nothing to do", flush=True)
     return True
 
