@@ -35,7 +35,7 @@ import partition_data
 import train_deposit
 import train_scratch
 import withdraw
-from analysis.table1 import load_runs, table1_columns
+from analysis.table1 import table1_columns
 from datasets import load_images, make_partition, read_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME
@@ -245,10 +245,10 @@ def _stage(script, *flags):
 
 
 def _digest(images):
-    parts = images.images.pixels if hasattr(images.images, "pixels") else [images.images.numpy()]
-    digest = hashlib.sha256(str((images.labels.tolist(), getattr(images.images, "place", None))).encode())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part))
+    digest = hashlib.sha256(str(images.labels.tolist()).encode())
+    for photograph in getattr(images.images, "photographs", [images.images]):
+        digest.update(f"{tuple(photograph.shape)}".encode())
+        digest.update(np.ascontiguousarray(photograph))
     return digest.hexdigest()
 
 
@@ -325,7 +325,7 @@ def checkpoint_subjects(root, data):
 
     def figures():
         metrics = read_metrics(paths["metrics.json"], partition)
-        return checksum({"metrics": metrics, "columns": table1_columns(load_runs([paths["metrics.json"]]))})
+        return checksum({"metrics": metrics, "columns": table1_columns([paths["metrics.json"]])})
 
     def resumed():
         """What a deposit goes on with: weights, momentum, epoch, and the log up to there."""
