@@ -101,7 +101,8 @@ def test_a_table_is_pending_until_its_runs_are_there(tmp_path, monkeypatch):
     for teacher, dep in (("original", 90.0), ("lambda_at_0", 80.0), ("lambda_at_100", 81.0)):
         student = tmp_path / "results" / "table3" / "cnn_logits" / teacher / "seed0"
         student.mkdir(parents=True)
-        (student / "metrics.json").write_text(json.dumps({"student": {"pre_acc": 85.0, "dep_acc": dep, "avg_acc": 84.0}}))
+        figures = {"pre_acc": 85.0, "dep_acc": dep, "avg_acc": 84.0}
+        (student / "metrics.json").write_text(json.dumps({"student": figures}))
         shutil.copy(RUNS[0] / "deposit_log.jsonl", student / "student_log.jsonl")
     measured = {(e["column"], e["row"]): e for e in report.entries_of("table3")}
     of_t = measured["T with L_at (100)", "CNN, logits: Dep Acc"]
