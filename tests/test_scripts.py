@@ -113,8 +113,9 @@ def test_the_default_stands_in_its_place_on_every_axis(tmp_path):
                 "epochs": ["1", "3", "10"]}
 
     def metrics(avg):
-        return {"original": {"avg_acc": 50.0}, "merge": "concat", "recover": {"concat": {"avg_acc": avg}},
-                "target": {"pre_acc": 60.0, "dep_acc": 10.0, "h_mean": 20.0}}
+        column = {"pre_acc": 60.0, "dep_acc": 10.0, "forgetting": 40.0, "h_mean": 20.0, "avg_acc": avg}
+        return {"original": {**column, "avg_acc": 50.0}, "target": column, "merge": "concat",
+                "recover": {"concat": column}}
 
     runs = {"default": 49.0, **{os.path.join(axis, value): 40.0 for axis in values for value in values[axis]}}
     for name, avg in runs.items():
