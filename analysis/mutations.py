@@ -42,8 +42,7 @@ from datasets.cub import ARCHIVE, NAME
 from datasets.sources import IMAGE_EXTENSIONS
 from models.files import counts_of, load_network, network_of, read
 from utils.checkpoint import checksum, sealed, write_atomically
-from utils.cli import bounded, make_parser
-from utils.cli import run as run_script
+from utils.cli import bounded, make_parser, run
 from utils.errors import UserError
 from utils.metrics import read_metrics
 from utils.run import TrainingRun, current_commit, make_optimizer, refuse_other_settings
@@ -330,10 +329,10 @@ def checkpoint_subjects(root, data):
     def resumed():
         """What a deposit goes on with: weights, momentum, epoch, and the log up to there."""
         with redirect_stdout(io.StringIO()), mock.patch("utils.run.SummaryWriter"):
-            run = TrainingRun(unfinished, "deposit", settings, runtime, args.epochs)
-            optimizer = make_optimizer([p for m in networks.trained().values() for p in m.parameters()], args)
-            run.track(optimizer, **networks.trained())
-            epoch = next(iter(run.remaining_epochs()))
+            training = TrainingRun(unfinished, "deposit", settings, runtime, args.epochs)
+            optimizer = make_optimizer(networks.parameter_groups(), args)
+            training.track(optimizer, **networks.trained())
+            epoch = next(training.remaining_epochs())
         with open(os.path.join(unfinished, "deposit_log.jsonl"), "rb+") as file:
             *log, last = file.readlines()
             file.truncate(file.tell() - len(last))  # this start's own line
@@ -543,4 +542,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_script(main, get_args_parser())
+    run(main, get_args_parser())
