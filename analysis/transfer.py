@@ -18,7 +18,7 @@ from train_scratch import count_correct, evaluation_sets
 from utils import losses
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
-from utils.metrics import metrics_path, table1, write_metrics
+from utils.metrics import metrics_path, read_metrics, table1, write_metrics
 from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
 
@@ -97,6 +97,8 @@ def main(args):
     classes = partition.classes("all")
     images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
     evaluation = evaluation_sets(partition, args, classes, runtime.device)
+    for split in evaluation:  # a folder of another partition is told before the training
+        read_metrics(metrics_path(args.save_path, split), partition)
 
     torch.manual_seed(args.seed)
     student = runtime.place(build_cnn(len(classes)) if args.student == "cnn" else

@@ -13,6 +13,7 @@ from analysis.transfer import attention_pairs, with_layers
 from analysis.tsne import features_of, neighbour_accuracy
 from models import build_network, load_network
 from models.cnn import build_cnn
+from utils.checkpoint import sealed
 
 
 def test_neighbour_accuracy_by_hand():
@@ -83,5 +84,9 @@ def test_a_student_of_either_teacher(chain, tmp_path, distillation, term):
     assert "nothing to do" in succeed("analysis/transfer.py", *flags)
     assert "another student run" in fail("analysis/transfer.py", *flags, "--teacher", save / "original.pt",
                                          unchanged=tmp_path)
+    (tmp_path / "student.pt").unlink()
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(sealed({**figures, "partition_hash": "another"})))
+    assert "figures of another partition" in fail("analysis/transfer.py", *flags, unchanged=tmp_path)
     assert "kind 'deposit'" in fail("analysis/transfer.py", *flags, "--teacher", save / "deposit.pt",
                                     unchanged=tmp_path)
