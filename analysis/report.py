@@ -1,4 +1,4 @@
-"""The ledger of every figure that a page shows, and the pages' tables from it. Writes results/ledger.json from the
+"""The ledger of every accuracy that a page shows, and the pages' tables from it. Writes results/ledger.json from the
 files under results/, then the tables of the pages from the ledger; --check writes nothing and fails where the three
 differ."""
 

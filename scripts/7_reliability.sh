@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The campaigns behind results/reliability.md, on a CPU: bash scripts/7_reliability.sh      (some 20 minutes)
+# The campaigns behind results/reliability.md, on a CPU under Linux: bash scripts/7_reliability.sh (some 20 minutes)
 #   OUT=checkpoints/reliability
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
