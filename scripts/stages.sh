@@ -4,8 +4,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 # ${array[@]+...}: without it, macOS's bash takes an empty array for an unset one
-draw_partition() { # folder seed [flag ...]
-    [ -e "$1/partition.json" ] || python partition_data.py --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \
+draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
+    python partition_data.py --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \
         --val_fraction "$VAL_FRACTION" --out "$1/partition.json" \
         ${partition_flags[@]+"${partition_flags[@]}"} "${@:3}"
 }

@@ -61,7 +61,10 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
     (tmp_path / "table3.md").unlink()  # again: nothing is trained, the table is written anew
     status, text, again = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
     assert status == 0 and text.count("nothing to do") == 1 + 2 + 7, text
-    assert (tmp_path / "table3.md").read_text() == table and again == commands[1:]  # but for the partition
+    assert (tmp_path / "table3.md").read_text() == table and again == commands
+    # what is done is not taken for what other variables ask for
+    status, text, other = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
+    assert status == 1 and "holds another partition" in text and len(other) == 1, text
 
 
 def test_ablation_of_the_number_of_classes(images, tmp_path):
