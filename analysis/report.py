@@ -44,7 +44,8 @@ class Goal(NamedTuple):
 def study_columns(paths):
     """{column: {variant: summary}} of a study. Of a withdrawal it shows by how much Avg Acc differs from that run's
     own original."""
-    variants = load_variants(paths)
+    # the originals' own folder, which scripts/6_withdrawal.sh puts beside the variants, is none of them
+    variants = load_variants([path for path in paths if path.split(os.sep)[-3] != "original"])
     figures = {"T: Pre - Original": lambda m: m["target"]["pre_acc"] - m["original"]["pre_acc"],
                "T: Dep": lambda m: m["target"]["dep_acc"]}
     for rule in measured_rules([metrics for runs in variants.values() for metrics in runs]):

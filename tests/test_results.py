@@ -12,6 +12,7 @@ from analysis.report import Goal
 from analysis.table1 import markdown, shown, summary
 from utils.checkpoint import sealed
 from utils.errors import UserError
+from utils.metrics import TABLE1_ROWS
 
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("deposit_log.jsonl"))
 STUDENTS = sorted(path.parent for path in (ROOT / "results").rglob("student_log.jsonl"))
@@ -112,6 +113,16 @@ def test_a_table_is_pending_until_its_runs_are_there(tmp_path, monkeypatch):
         "table3", measured.values())
 
 
+def test_a_study_shows_its_variants_and_not_their_originals(tmp_path):
+    paths = [tmp_path / name / "seed0" / "metrics_val.json" for name in ("original", "paper")]
+    figures = dict.fromkeys(TABLE1_ROWS, 50.0)
+    for path, content in zip(paths, ({}, {"target": figures, "recover": {"concat": {**figures, "avg_acc": 49.0}}})):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"original": figures, **content}))
+    column = report.study_columns([str(path) for path in paths])["concat: Avg - Original"]
+    assert list(column) == ["paper"] and column["paper"]["mean"] == -1
+
+
 def test_students_elsewhere_are_refused(tmp_path):
     assert "does not lie in" in fail("analysis/table3.py", "--metrics", tmp_path / "metrics.json")
     assert "holds no finished runs" in fail("analysis/ablation.py", "--runs", tmp_path)
@@ -131,3 +142,7 @@ def test_table1_from_the_command_line(chain, tmp_path):
     assert (tmp_path / "t.md").read_text() == out and "| 93.77 | 93.41 | 94.56 |" in out and "± 0.00" in out
     (tmp_path / "m.json").write_text("{}")
     assert "lacks a column" in fail("analysis/table1.py", "--metrics", tmp_path / "m.json")
+    metrics = json.loads((save / "metrics.json").read_text())
+    del metrics["recover"]["sum"]["pre_acc"]
+    (tmp_path / "m.json").write_text(json.dumps(sealed(metrics)))
+    assert "a figure of recover is missing" in fail("analysis/table1.py", "--metrics", tmp_path / "m.json")
