@@ -37,8 +37,11 @@ class Goal(NamedTuple):
         return f"{self.sign} {self.of} {self.bound:+g}" if self.of else f"{self.sign} {self.bound:g}"
 
     def met(self, figure, columns, row):
-        start = columns[self.of][row]["mean"] if self.of else 0
-        return {">=": operator.ge, "<=": operator.le, "<": operator.lt}[self.sign](figure["mean"], start + self.bound)
+        start = columns.get(self.of, {}).get(row) if self.of else {"mean": 0}
+        if start is None:
+            raise UserError(f"the goal of '{row}' is counted from '{self.of}', of which there are no runs")
+        return {">=": operator.ge, "<=": operator.le, "<": operator.lt}[self.sign](
+            figure["mean"], start["mean"] + self.bound)
 
 
 def study_columns(paths):

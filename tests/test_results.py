@@ -85,6 +85,8 @@ def test_a_goal_that_is_not_met_is_missed():
     goal = Goal(">=", -0.3, "Original")
     assert str(goal) == ">= Original -0.3" and str(Goal("<=", 15)) == "<= 15"
     assert goal.met(summary([79.7]), column, "Avg Acc") and not goal.met(summary([79.6]), column, "Avg Acc")
+    with pytest.raises(UserError, match="no runs"):
+        goal.met(summary([79.7]), {"Original": {"Avg Acc": None}}, "Avg Acc")
     assert Goal("<=", 15).met(summary([15.0]), {}, "") and not Goal("<", 15).met(summary([15.0]), {}, "")
     status = {(e["table"], e["column"], e["row"]): e["status"] for e in
               json.loads((ROOT / report.LEDGER).read_text())["figures"]}
