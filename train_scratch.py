@@ -14,7 +14,7 @@ from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, make_parser, run
 from utils.errors import UserError
-from utils.metrics import evaluate, percent, record_original
+from utils.metrics import evaluate, percent, record_independent, record_original
 from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
 
@@ -122,6 +122,8 @@ def main(args):
         return
     if kind == "original":
         record_original(args.save_path, partition, counts)
+    else:
+        record_independent(args.save_path, partition, classes, counts)
     # the checkpoint last: it says that the stage is complete
     save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
                     settings=settings, counts=counts)

@@ -35,7 +35,8 @@ def test_table1_of_two_seeds_with_all_its_networks(images, tmp_path):
     status, text, commands = run_shell("scripts/1_table1_cifar10.sh", 3, 4, **TINY, DATA_DIR=images, SAVE=tmp_path,
                                        VAL_FRACTION=0.25, INDEPENDENT=1)
     assert status == 0, text
-    assert "±" in (tmp_path / "table1.md").read_text()
+    table = (tmp_path / "table1.md").read_text()
+    assert table.startswith("| | Independent | Original |") and "±" in table
     for seed in (3, 4):
         names = {path.name for path in (tmp_path / f"seed{seed}").iterdir()}
         assert {"independent_deposit.pt", "independent_preservation.pt", "metrics.json", "metrics_val.json"} <= names

@@ -228,19 +228,26 @@ def test_another_draw_uses_the_same_original(chain, tmp_path):
     assert metrics["original"]["counts"] == ours["counts"] and metrics["original"]["avg_acc"] == ours["avg_acc"]
 
 
-@pytest.mark.parametrize("subset,classes", [("deposit", [1]), ("preservation", [0, 2, 3])])
-def test_independent_networks_know_their_own_classes_only(chain, tmp_path, subset, classes):
+def test_independent_networks_know_their_own_classes_only(chain, tmp_path):
     save, data = chain
-    opened = tmp_path / "only"  # the other subset's images are not needed
-    for split in ("train", "test"):
-        for c in classes:
-            name = ["ant", "bee", "cow", "dog"][c]
-            shutil.copytree(data / split / name, opened / split / name)
-    succeed("train_scratch.py", "--save_path", tmp_path / "run", "--partition", save / "partition.json",
-            "--data_dir", opened, "--subset", subset, "--arch", "resnet8", *TINY)
-    content = load_checkpoint(str(tmp_path / "run" / f"independent_{subset}.pt"), "independent")
-    assert content["classes"] == classes and content["tensors"]["head.fc.weight"].shape[0] == len(classes)
-    assert sum(content["counts"]["test"]["total"]) == 5 * len(classes)
+    run, totals = tmp_path / "run", {}
+    for subset, classes, row in (("deposit", [1], "dep_acc"), ("preservation", [0, 2, 3], "pre_acc")):
+        opened = tmp_path / subset  # the other subset's images are not needed
+        for split in ("train", "test"):
+            for c in classes:
+                name = ["ant", "bee", "cow", "dog"][c]
+                shutil.copytree(data / split / name, opened / split / name)
+        succeed("train_scratch.py", "--save_path", run, "--partition", save / "partition.json",
+                "--data_dir", opened, "--subset", subset, "--arch", "resnet8", *TINY)
+        content = load_checkpoint(str(run / f"independent_{subset}.pt"), "independent")
+        assert content["classes"] == classes and content["tensors"]["head.fc.weight"].shape[0] == len(classes)
+        counts = content["counts"]["test"]
+        assert sum(counts["total"]) == 5 * len(classes)
+        totals[subset] = sum(counts["correct"])
+        column = json.loads((run / "metrics.json").read_text())["independent"]
+        assert column[row] == pytest.approx(100 * totals[subset] / (5 * len(classes)))
+        assert (column["avg_acc"] is None) == (subset == "deposit")  # one of two is not all classes
+    assert column["avg_acc"] == pytest.approx(100 * sum(totals.values()) / 20) and column["dep_acc"] is not None
 
 
 def test_validation_images_choose_settings(chain, tmp_path):

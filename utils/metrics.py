@@ -115,3 +115,19 @@ def record_original(save_path, partition, counts):
 
 def _original_column(counts, partition):
     return {**table1(counts, partition, original=counts), "counts": counts}
+
+
+def record_independent(save_path, partition, classes, counts):
+    """Write an Independent network's part of Table 1's column: Pre or Dep Acc over its own classes alone, and Avg Acc
+    once both networks are there; counts: {split: counts over `classes`}."""
+    for split, of_split in counts.items():
+        path = metrics_path(save_path, split)
+        column = read_metrics(path, partition).get("independent", {})
+        both = column.get("counts", {key: [0] * partition.num_classes for key in of_split})
+        for key, values in of_split.items():
+            for c, value in zip(classes, values):
+                both[key][c] = value
+        column = {**table1(both, partition), "counts": both}
+        if None in (column["pre_acc"], column["dep_acc"]):
+            column["avg_acc"] = None
+        write_metrics(path, partition, independent=column)
