@@ -100,6 +100,9 @@ TABLES = {
     "withdrawal_resnet8": Table(VAL, f"{CPU} bash scripts/6_withdrawal.sh 0 1 2",
                                 ("ablation/default/seed*/metrics_val.json",  # which the ablations share
                                  "withdrawal_resnet8/*/seed*/metrics_val.json"), study_columns, corner="variant"),
+    "withdrawal_pruning": Table(VAL, f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2",
+                                tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns("pruning")),
+                                study_columns, corner="pruning ratio"),
     "withdrawal_explored": Table(VAL, "train_deposit.py with the flags in each log",
                                  ("withdrawal_explored/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     **{trial: Table(VAL, "train_deposit.py with the flags in its log", (f"deposit_defaults/{trial}/metrics_val.json",))
@@ -114,6 +117,8 @@ TABLES = {
         "bash scripts/2_table1_cub200.sh 0", ("cub50_resnet8/seed*/metrics.json",),
         # of other classes than ours, so no figure of the ledger stands for the other
         paper={f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}),
+    "cub50_resnet8_kp5": Table("CUB-50", "as cub50_resnet8, with --lambda_kp 5",
+                               ("cub50_resnet8_kp5/seed*/metrics.json",)),
     "table3": Table("CIFAR-10", "bash scripts/3_table3_transferability.sh 0 1 2", ("table3/*/*/seed*/metrics.json",),
                     table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
     "table3_cpu": Table(JPEG, f"{CPU} STUDENTS='cnn resnet8' STUDENT_EPOCHS=10 VAL_FRACTION=0.1 "
