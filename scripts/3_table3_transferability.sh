@@ -28,6 +28,7 @@ train_student() { # student distillation teacher seed: the teacher's folder is n
 }
 
 for seed in "$@"; do
+    draw_partition "$ORIGINALS/seed$seed" "$seed"
     train_original "$ORIGINALS/seed$seed" "$seed"
     teachers=original
     for weight in $LAMBDA_AT; do

@@ -46,6 +46,7 @@ measured_deposit() { # folder seed [flag ...]
 
 for axis in $AXES; do values "$axis" > /dev/null; done
 for seed in "$@"; do
+    draw_partition "$ORIGINALS/seed$seed" "$seed"
     train_original "$ORIGINALS/seed$seed" "$seed"
     measured_deposit "$SAVE/default/seed$seed" "$seed"
     for axis in $AXES; do

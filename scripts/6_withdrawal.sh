@@ -25,6 +25,7 @@ variants=(
     "mixed --unlike mixed"
 )
 for seed in "$@"; do
+    draw_partition "$ORIGINALS/seed$seed" "$seed"
     train_original "$ORIGINALS/seed$seed" "$seed"
     for variant in "${variants[@]}"; do
         read -r name flags <<< "$variant"

@@ -10,8 +10,7 @@ draw_partition() { # folder seed [flag ...]: a folder with another partition is 
         ${partition_flags[@]+"${partition_flags[@]}"} "${@:3}"
 }
 
-train_original() { # folder seed [flag ...]
-    draw_partition "$1" "$2"
+train_original() { # folder, which has a partition, seed [flag ...]
     python train_scratch.py --save_path "$1" --data_dir "$DATA_DIR" --arch "$ARCH" --epochs "$EPOCHS" --seed "$2" \
         ${original_flags[@]+"${original_flags[@]}"} "${@:3}"
 }

@@ -8,6 +8,7 @@ if [ $# -eq 0 ]; then set -- 0; fi
 metrics=()
 for seed in "$@"; do
     run=$SAVE/seed$seed
+    draw_partition "$run" "$seed"
     train_original "$run" "$seed"
     if [ "${INDEPENDENT:-0}" = 1 ]; then
         train_original "$run" "$seed" --subset preservation
