@@ -2,7 +2,6 @@
 classes, and the deposit module T_r, which holds their knowledge. No image of the preservation set is trained on."""
 
 import copy
-import dataclasses
 import os
 
 import torch
@@ -170,8 +169,7 @@ def first_images(images, count, seed):
     for label in images.labels.unique():
         of_class = (images.labels == label).nonzero()[:, 0]
         rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
-    rows = torch.cat(rows)
-    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
+    return images[torch.cat(rows)]
 
 
 def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):

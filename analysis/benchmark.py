@@ -173,7 +173,7 @@ def measure(flags, root, stage, ours):
 
         def steps(count):
             rows = torch.arange(count * args.batch_size, device=runtime.device) % len(images)
-            epoch(type(images)(images.images[rows], images.labels[rows], images.mean, images.std, images.flip))
+            epoch(images[rows])
     else:
         steps = (reference_original(args, runtime.device, root) if stage == "original"
                  else reference_deposit(args, runtime.device, root, partition))

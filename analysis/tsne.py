@@ -89,8 +89,7 @@ def main(args):
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:args.images]
     if len(chosen) <= max(args.neighbours, 4):
         raise UserError(f"--images {len(chosen)} are too few for {args.neighbours} neighbours: show more")
-    images.images, images.labels = images.images[chosen], images.labels[chosen]
-    images = images.to(runtime.device)
+    images = images[chosen].to(runtime.device)
     labels = images.labels.cpu().numpy()
     deposited = np.isin(labels, partition.deposit_classes)
 

@@ -23,6 +23,10 @@ class ImageSet:
     def __len__(self):
         return len(self.labels)
 
+    def __getitem__(self, rows):
+        """The part of the set that a tensor of rows names."""
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
+
     def to(self, device):
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
