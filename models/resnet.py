@@ -74,8 +74,8 @@ class CifarBlock(nn.Module):
         self.shortcut = nn.Identity() if same else PaddedShortcut(in_channels, out_channels, stride)
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
 
 
 def _cifar_resnet(depth):
@@ -88,7 +88,7 @@ def _cifar_resnet(depth):
                             "resnet34 or resnet50, or train from scratch")
         n, channels, layers = (depth - 2) // 6, 16, []
         stem = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False),
-                                         bn1=nn.BatchNorm2d(16), relu=nn.ReLU()))
+                                         bn1=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True)))
         for width, stride in ((16, 1), (32, 2), (64, 2)):
             blocks = []
             for i in range(n):
