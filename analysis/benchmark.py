@@ -163,25 +163,25 @@ def reference_deposit(args, device, root, partition):
 
 def measure(flags, root, stage, ours):
     """One measurement, in a process of its own so that its peak memory is its own."""
-    args = argparse.Namespace(**flags)
-    runtime = Runtime(args)
+    args, device = argparse.Namespace(**flags), torch.device(flags["device"])
     partition = make_partition("folder", root, draw="first")
     if ours:
+        runtime = Runtime(args)
         classes = partition.classes("all" if stage == "original" else "deposit")
-        images = load_images(partition, root, "train", classes).to(runtime.device)
+        images = load_images(partition, root, "train", classes).to(device)
         epoch = (our_original if stage == "original" else our_deposit)(args, runtime, partition)
 
         def steps(count):
-            rows = torch.arange(count * args.batch_size, device=runtime.device) % len(images)
+            rows = torch.arange(count * args.batch_size, device=device) % len(images)
             epoch(images[rows])
     else:
-        steps = (reference_original(args, runtime.device, root) if stage == "original"
-                 else reference_deposit(args, runtime.device, root, partition))
+        steps = (reference_original(args, device, root) if stage == "original"
+                 else reference_deposit(args, device, root, partition))
     steps(min(args.steps, 3))
-    seconds = seconds_of(lambda: steps(args.steps), runtime.device) / args.steps
+    seconds = seconds_of(lambda: steps(args.steps), device) / args.steps
     images_s = args.batch_size / seconds
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if runtime.device.type == "cuda":
+    if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     figures = {"seconds_per_step": seconds, "images_per_s": images_s, "peak_memory_bytes": memory,
                "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s}
@@ -218,7 +218,7 @@ def in_own_process(function, *arguments):
 
 def main(args):
     runtime = Runtime(args)
-    flags = vars(args)
+    flags = {**vars(args), "device": runtime.device.type}
     report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "compile": args.compile,
               "matmul_flops_per_s": in_own_process(matmul_peak, flags)}
     with tempfile.TemporaryDirectory() as root:

@@ -1,6 +1,8 @@
 """Accuracy per sample and the figures of Table 1."""
 
 import argparse
+import platform
+import resource
 import types
 
 import pytest
@@ -82,3 +84,13 @@ def test_the_papers_own_average_rows(pre, dep, avg):
 def test_harmonic_mean():
     assert harmonic_mean(50, 100) == pytest.approx(200 / 3)
     assert harmonic_mean(50, -1) == 0 and harmonic_mean(None, 50) is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
+def test_on_the_cpu_a_freed_tensor_leaves_its_pages_for_the_next():
+    Runtime(argparse.Namespace(device="cpu", precision="fp32", seed=0))
+    pages, before = 64 * 2**20 // resource.getpagesize(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(64, 2**18)
+    # else 20 times the pages; aligned blocks may need new ones before the freed ones have grown together
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * pages

@@ -1,5 +1,6 @@
 """Where and in which precision a stage computes, and its random numbers."""
 
+import ctypes
 import os
 import platform
 
@@ -30,6 +31,8 @@ class Runtime:
             if args.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
+        else:
+            _keep_freed_memory()
 
     def autocast(self):
         """The context in which forward passes run; parameters, losses and updates stay in float32."""
@@ -55,6 +58,15 @@ class Runtime:
         return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
                 "ranks": distributed.ranks, "precision": self.precision, "python": platform.python_version(),
                 "torch": torch.__version__}
+
+
+def _keep_freed_memory():
+    """Let glibc keep what a step frees for the next one. It would hand large tensors back to the system, and a tenth
+    of a step would go into page faults (results/README.md). Elsewhere nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
 
 
 def _has_bfloat16(device):
