@@ -15,16 +15,15 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 import train_deposit
 import train_scratch
+from analysis import plain
 from datasets import load_images, make_partition
 from models import ARCHITECTURES, build_deposit_module, build_network, split_network
 from utils.checkpoint import save_json
@@ -97,9 +96,7 @@ def our_deposit(args, runtime, partition):
 
 def reference_loader(root, args, deposit_classes=None):
     """The usual loader: files decoded and augmented in worker processes."""
-    pipeline = transforms.Compose([transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(),
-                                   transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
-    data = torchvision.datasets.ImageFolder(os.path.join(root, "train"), pipeline)
+    data = plain.training_files(root, SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
     if deposit_classes is not None:
         data = torch.utils.data.Subset(data, [i for i, c in enumerate(data.targets) if c in deposit_classes])
     # sampled with replacement, so that a few files make as many batches as are wanted
@@ -109,18 +106,14 @@ def reference_loader(root, args, deposit_classes=None):
 
 def reference_original(args, device, root):
     """steps -> None: a plain training loop."""
-    network = build_network(args.arch, CLASSES, SIZE).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    stage = stage_args(train_scratch, args)
+    _, step = plain.training_step(build_network(args.arch, CLASSES, SIZE).to(device).train(), stage)
     loader = reference_loader(root, args)
 
     def steps(count):
         for _ in range(count):
-            x, y = (t.to(device) for t in next(loader))
-            loss = F.cross_entropy(network(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
+            x, y = next(loader)
+            step(x.to(device), y.to(device), stage.lr)
 
     return steps
 

@@ -57,6 +57,15 @@ def study_columns(paths):
     return summaries(variants, figures)
 
 
+def optimisation_columns(paths):
+    """{figure: {variant: summary}} of scripts/9_optimisations.sh, whose plain variant has a T0 alone."""
+    figures = {"T0: Avg": lambda m: m["original"]["avg_acc"],
+               "T: Pre": lambda m: m["target"]["pre_acc"] if "target" in m else None,
+               "T: Dep": lambda m: m["target"]["dep_acc"] if "target" in m else None,
+               "T~: Avg": lambda m: m["recover"][m["merge"]]["avg_acc"] if "recover" in m else None}
+    return summaries(load_variants(paths, networks=("original",)), figures)
+
+
 class Table(NamedTuple):
     """A table of the pages: <!-- table NAME --> ... <!-- end -->.
 
@@ -107,6 +116,8 @@ TABLES = {
                                  ("withdrawal_explored/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     **{trial: Table(VAL, "train_deposit.py with the flags in its log", (f"deposit_defaults/{trial}/metrics_val.json",))
        for trial in ("kp1_frozen", "kp1_updated", "kp5_updated", "kp10_frozen", "kp5_updated_10epochs")},
+    "optimisations": Table(JPEG, "DATA_DIR=<image folder> bash scripts/9_optimisations.sh 0 1 2",
+                           ("optimisations/*/seed*/metrics.json",), optimisation_columns, corner="variant"),
     "cifar10_resnet18": Table(
         "CIFAR-10", "INDEPENDENT=1 bash scripts/1_table1_cifar10.sh 0 1 2", ("cifar10_resnet18/seed*/metrics.json",),
         paper=PAPER["cifar10"], goals={"Original": {"Avg Acc": Goal(">=", 94)}, **CIFAR10_GOALS}),

@@ -62,12 +62,12 @@ def load_runs(paths, networks=("original", "target", "recover")):
     return runs
 
 
-def load_variants(paths):
-    """{variant: contents of its runs} of a study's metrics files <variant>/seed<k>/<file>."""
+def load_variants(paths, networks=("original", "target", "recover")):
+    """{variant: contents of its runs} of a study's metrics files <variant>/seed<k>/<file>; see load_runs."""
     variants = {}
     for path in paths:
         variants.setdefault(path.split(os.sep)[-3], []).append(path)
-    return {name: load_runs(of_variant) for name, of_variant in variants.items()}
+    return {name: load_runs(of_variant, networks) for name, of_variant in variants.items()}
 
 
 def summary(values):

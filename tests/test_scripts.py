@@ -3,10 +3,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from conftest import make_folder, run_shell, succeed
 
+from analysis import plain
 from analysis.ablation import AXES, ablation_columns, run_patterns
+from analysis.report import optimisation_columns
+from datasets import load_images, read_partition
 from utils.checkpoint import load_checkpoint
 
 TINY = {"ARCH": "resnet8", "EPOCHS": 1, "DEPOSIT_EPOCHS": 1}
@@ -105,6 +109,31 @@ def test_two_studies_share_their_originals(images, tmp_path):
     assert status == 0 and text.count("original.pt is there already") == 1, text
     assert {run.name for run in (tmp_path / "ablation" / "split").iterdir()} == {"1", "3"}
     assert (tmp_path / "ablation" / "ablation.md").read_text().count("±") == 3 * 4
+
+
+def test_speed_beside_a_plain_training(images, tmp_path):
+    flags = {**TINY, "DATA_DIR": images, "SAVE": tmp_path, "VARIANTS": "plain fp32"}
+    status, text, commands = run_shell("scripts/9_optimisations.sh", 0, **flags)
+    assert status == 0, text
+    columns = optimisation_columns([str(path) for path in tmp_path.glob("*/seed0/metrics.json")])
+    assert all(columns[figure]["fp32"] for figure in columns) and columns["T0: Avg"]["plain"]
+    assert columns["T: Pre"]["plain"] is None
+    status, text, again = run_shell("scripts/9_optimisations.sh", 0, **flags)
+    assert status == 0 and text.count("nothing to do") == 3 and again == commands
+    status, text, commands = run_shell("scripts/9_optimisations.sh", 0, **{**flags, "VARIANTS": "plain fast"})
+    assert status == 1 and "'fast' is none of" in text and commands == []
+
+
+def test_a_plain_training_sees_the_images_of_the_stages(images, tmp_path):
+    """Also where images are held out: by their labels and sums of pixels."""
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", images, "--val_fraction", "0.25",
+            "--out", tmp_path / "partition.json")
+    partition = read_partition(str(tmp_path / "partition.json"))
+    ours = load_images(partition, str(images), "train", partition.classes("all"))
+    theirs = plain.training_images(str(images), partition)
+    theirs.dataset.transform = None
+    assert sorted((int(y), int(x.long().sum())) for x, y in zip(ours.images, ours.labels)) == sorted(
+        (y, int(np.asarray(x, dtype=int).sum())) for x, y in theirs)
 
 
 def test_the_default_stands_in_its_place_on_every_axis(tmp_path):

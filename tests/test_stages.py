@@ -19,7 +19,7 @@ from models.files import read
 from utils.checkpoint import load_checkpoint
 
 SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py",
-           "analysis/table1.py", "analysis/benchmark.py", "analysis/memory.py", "analysis/tsne.py",
+           "analysis/table1.py", "analysis/benchmark.py", "analysis/memory.py", "analysis/plain.py", "analysis/tsne.py",
            "analysis/transfer.py", "analysis/table3.py", "analysis/ablation.py", "analysis/report.py",
            "analysis/faults.py", "analysis/mutations.py"]
 WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
