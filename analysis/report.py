@@ -92,6 +92,12 @@ TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Go
 VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
+# of the study's originals, which are not those of the other ablations
+PRUNING_RUNS = ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json")
+PRUNING_COMMAND = f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2"
+TABLE3_CPU = f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 STUDENT_EPOCHS=3 VAL_FRACTION=0.1"
+CUB50 = "ARCH=resnet8 EPOCHS=100 DEPOSIT_EPOCHS=60 IMAGE_SIZE=64 DATA_DIR=<the part of CUB-200-2011>"
+
 TABLES = {
     "quickstart": Table("digits", "bash scripts/0_quickstart.sh", ("quickstart/seed*/metrics.json",)),
     "quickstart_val": Table("digits, held-out images", "the quickstart's stages with --val_fraction 0.2 --seed 0, 1",
@@ -107,11 +113,8 @@ TABLES = {
     "withdrawal_study": Table(VAL, "DATA_DIR=<image folder> bash scripts/6_withdrawal.sh 0 1 2",
                               ("withdrawal/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     "withdrawal_resnet8": Table(VAL, f"{CPU} bash scripts/6_withdrawal.sh 0 1 2",
-                                ("ablation/default/seed*/metrics_val.json",  # which the ablations share
-                                 "withdrawal_resnet8/*/seed*/metrics_val.json"), study_columns, corner="variant"),
-    "withdrawal_pruning": Table(VAL, f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2",
-                                tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns("pruning")),
-                                study_columns, corner="pruning ratio"),
+                                ("withdrawal_resnet8/*/seed*/metrics_val.json",), study_columns, corner="variant"),
+    "withdrawal_pruning": Table(VAL, PRUNING_COMMAND, PRUNING_RUNS, study_columns, corner="pruning ratio"),
     "withdrawal_explored": Table(VAL, "train_deposit.py with the flags in each log",
                                  ("withdrawal_explored/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     **{trial: Table(VAL, "train_deposit.py with the flags in its log", (f"deposit_defaults/{trial}/metrics_val.json",))
@@ -124,23 +127,34 @@ TABLES = {
     "cub200": Table("CUB-200-2011", "INDEPENDENT=1 bash scripts/2_table1_cub200.sh 0 1 2",
                     ("cub200/seed*/metrics.json",), paper=PAPER["cub200"]),
     "cub50_resnet8": Table(
-        "CUB-50", "ARCH=resnet8 EPOCHS=100 DEPOSIT_EPOCHS=60 IMAGE_SIZE=64 DATA_DIR=<the part of CUB-200-2011> "
-        "bash scripts/2_table1_cub200.sh 0", ("cub50_resnet8/seed*/metrics.json",),
+        "CUB-50", f"{CUB50} bash scripts/2_table1_cub200.sh 0 1 2", ("cub50_resnet8/seed*/metrics.json",),
         # of other classes than ours, so no figure of the ledger stands for the other
         paper={f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}),
-    "cub50_resnet8_kp5": Table("CUB-50", "as cub50_resnet8, with --lambda_kp 5",
+    "cub50_resnet8_split2": Table("CUB-50", "as cub50_resnet8, seed 0, with --split_at 2 --lambda_kp 1 --lambda_at 300",
+                                  ("cub50_resnet8_split2/seed*/metrics.json",)),
+    "cub50_resnet8_kp5": Table("CUB-50", "as cub50_resnet8_split2, with --lambda_kp 5 in place of 1",
                                ("cub50_resnet8_kp5/seed*/metrics.json",)),
+    "cub50_settings": Table("CUB-50, held-out images", "train_deposit.py with the flags in each log",
+                            ("cub50_settings/*/seed*/metrics_val.json",), study_columns, corner="setting"),
     "table3": Table("CIFAR-10", "bash scripts/3_table3_transferability.sh 0 1 2", ("table3/*/*/seed*/metrics.json",),
                     table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
-    "table3_cpu": Table(JPEG, f"{CPU} STUDENTS='cnn resnet8' STUDENT_EPOCHS=10 VAL_FRACTION=0.1 "
-                        "bash scripts/3_table3_transferability.sh 0 1 2", ("table3_cpu/*/*/seed*/metrics.json",),
-                        table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
+    "table3_cpu": Table(JPEG, f"{TABLE3_CPU} bash scripts/3_table3_transferability.sh 0 1 2",
+                        ("table3_cpu/*/*/seed*/metrics.json",), table3.table3_columns, table3.PAPER, TABLE3_GOALS,
+                        table3.CORNER),
+    "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
+                            ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
+                            table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
+    "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'; those of 0 and 100 are among the ablations",
+                            ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
     "table3_cpu_val": Table(VAL, "as table3_cpu", ("table3_cpu/*/*/seed*/metrics_val.json",),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
         tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
-        partial(ablation.ablation_columns, axis), corner=title) for axis, (title, _) in ablation.AXES.items()},
+        partial(ablation.ablation_columns, axis), corner=title)
+       for axis, (title, _) in ablation.AXES.items() if axis != "pruning"},
+    "ablation_pruning": Table(VAL, PRUNING_COMMAND, PRUNING_RUNS, partial(ablation.ablation_columns, "pruning"),
+                              corner="pruning ratio"),
 }
 
 

@@ -61,8 +61,8 @@ class Runtime:
 
 
 def _keep_freed_memory():
-    """Let glibc keep what a step frees for the next one. It would hand large tensors back to the system, and a tenth
-    of a step would go into page faults (results/README.md). Elsewhere nothing happens."""
+    """Let glibc keep what a step frees for the next one. It would hand large tensors back to the system, and much of a
+    step's time would go into page faults. Elsewhere nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
