@@ -13,10 +13,9 @@ from torchvision import transforms
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-from datasets import read_partition
 from models import ARCHITECTURES, build_network
 from models.files import describe
-from train_scratch import count_correct, evaluation_sets
+from train_scratch import count_correct, evaluation_sets, obtain_partition
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, run
 from utils.errors import UserError
@@ -28,8 +27,9 @@ from utils.runtime import Runtime
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--save_path", default=os.path.join("checkpoints", "plain"),
-                        help="folder of the run, which holds a partition.json: gets original.pt, figures, logs")
+                        help="folder of the run: gets original.pt, figures, logs")
     parser.add_argument("--data_dir", default="data", help="image folder: train/<class>/, test/<class>/")
+    parser.add_argument("--partition", default=None, help="manifest, as train_scratch.py's")
     parser.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture of T0")
     parser.add_argument("--workers", type=bounded(int, 0), default=os.cpu_count(), help="DataLoader processes")
     add_optimiser_args(parser, epochs=30, lr=0.1, schedule="cosine")
@@ -74,11 +74,11 @@ def training_step(network, args):
 def main(args):
     if not os.path.isdir(os.path.join(args.data_dir, "train")):
         raise UserError(f"{args.data_dir} holds no folder train/<class>/, from which alone this training reads")
-    if args.precision == "bf16" or args.compile or args.clip_norm:
-        raise UserError("--precision bf16, --compile and --clip_norm are train_scratch.py's: this training has none")
+    if args.precision != "fp32" or args.compile or args.clip_norm:
+        raise UserError("--precision but fp32, --compile and --clip_norm are train_scratch.py's: leave them out here")
     runtime = Runtime(args)
-    partition = read_partition(os.path.join(args.save_path, "partition.json"))
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "device"), partition=partition.hash)
+    partition = obtain_partition(args)
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "device", "partition"), partition=partition.hash)
     out = os.path.join(args.save_path, "original.pt")
     if already_done(out, "original", "original", settings):
         return

@@ -17,31 +17,33 @@ SAVE=${SAVE:-checkpoints/optimisations_$ARCH}
 source "$(dirname "$0")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
-flags_of() { # variant
-    case $1 in
-        plain) echo ;;
-        fp32 | bf16) echo "--precision $1" ;;
-        compile) echo "--precision fp32 --compile" ;;
+for variant in $VARIANTS; do
+    case $variant in
+        plain | fp32 | bf16 | compile) ;;
         *)
-            echo "VARIANTS: '$1' is none of plain, fp32, bf16 and compile" >&2
-            return 1
+            echo "VARIANTS: '$variant' is none of plain, fp32, bf16 and compile" >&2
+            exit 1
             ;;
     esac
-}
-
-for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
+done
 for seed in "$@"; do
+    draw_partition "$SAVE/partitions/seed$seed" "$seed"
+    partition=$SAVE/partitions/seed$seed/partition.json
     for variant in $VARIANTS; do
         run=$SAVE/$variant/seed$seed
-        draw_partition "$run" "$seed"
         if [ "$variant" = plain ]; then
-            python analysis/plain.py --save_path "$run" --data_dir "$DATA_DIR" --arch "$ARCH" --epochs "$EPOCHS" \
-                --seed "$seed"
+            python analysis/plain.py --save_path "$run" --data_dir "$DATA_DIR" --partition "$partition" \
+                --arch "$ARCH" --epochs "$EPOCHS" --seed "$seed"
             continue
         fi
-        read -ra flags <<< "$(flags_of "$variant")"
-        train_original "$run" "$seed" "${flags[@]}"
+        precision=fp32 compile=()
+        case $variant in
+            bf16) precision=bf16 ;;
+            compile) compile=(--compile) ;;
+        esac
+        flags=(--precision "$precision" ${compile[@]+"${compile[@]}"})
+        train_original "$run" "$seed" --partition "$partition" "${flags[@]}"
         train_deposit "$run" "$run" "$seed" "${flags[@]}"
-        python withdraw.py --save_path "$run" --data_dir "$DATA_DIR" "${flags[@]:0:2}"
+        python withdraw.py --save_path "$run" --data_dir "$DATA_DIR" --precision "$precision"
     done
 done
