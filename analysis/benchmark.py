@@ -1,12 +1,14 @@
 """How fast the original's and the deposit's step are: images per second beside a plain reference written the usual
-way (files decoded by a DataLoader, float32, NCHW, a forward a branch, .item() at every step), on the same machine in
-the same run, and the share of the machine's matrix-multiplication peak that is reached."""
+way (files decoded by a DataLoader, float32, NCHW, a forward a branch, .item() at every step), on the same machine by
+turns, and the share of the machine's matrix-multiplication peak that is reached."""
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -38,8 +40,10 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture")
     parser.add_argument("--batch_size", type=bounded(int, 2), default=128, help="images a step")
-    parser.add_argument("--steps", type=bounded(int, 1), default=8, help="steps measured, after as many to warm up "
-                                                                         "(at most 3)")
+    parser.add_argument("--steps", type=bounded(int, 1), default=3, help="steps of a round; before the first, as many "
+                                                                         "to warm up (at most 3)")
+    parser.add_argument("--rounds", type=bounded(int, 1), default=3,
+                        help="turns that either side takes; what counts is the median")
     parser.add_argument("--workers", type=bounded(int, 0), default=os.cpu_count(),
                         help="DataLoader processes of the reference")
     parser.add_argument("--compile", action="store_true", help="compile our networks, as the stages' flag does")
@@ -154,10 +158,11 @@ def reference_deposit(args, device, root, partition):
     return steps
 
 
-def measure(flags, root, stage, ours):
-    """One measurement, in a process of its own so that its peak memory is its own."""
-    args, device = argparse.Namespace(**flags), torch.device(flags["device"])
-    partition = make_partition("folder", root, draw="first")
+def _prepare(flags, root, stage, ours):
+    """Make the steps of one side, kept as its process' global, and warm them up."""
+    global side
+    args = argparse.Namespace(**flags)
+    device, partition = torch.device(args.device), make_partition("folder", root, draw="first")
     if ours:
         runtime = Runtime(args)
         classes = partition.classes("all" if stage == "original" else "deposit")
@@ -170,28 +175,54 @@ def measure(flags, root, stage, ours):
     else:
         steps = (reference_original(args, device, root) if stage == "original"
                  else reference_deposit(args, device, root, partition))
+    # the counter of operations sees what eager mode calls
+    side = argparse.Namespace(steps=steps, device=device, counted=ours and not args.compile)
     steps(min(args.steps, 3))
-    seconds = seconds_of(lambda: steps(args.steps), device) / args.steps
-    images_s = args.batch_size / seconds
+
+
+def _seconds_per_step(count):
+    return seconds_of(lambda: side.steps(count), side.device) / count
+
+
+def _memory_and_work():
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if device.type == "cuda":
+    if side.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
-    figures = {"seconds_per_step": seconds, "images_per_s": images_s, "peak_memory_bytes": memory,
-               "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s}
-    if ours and not args.compile:  # the counter sees what eager mode calls
+    figures = {"peak_memory_bytes": memory}
+    if side.counted:
         with FlopCounterMode(display=False) as counter:
-            steps(1)
+            side.steps(1)
         figures["flops_per_step"] = counter.get_total_flops()
     return figures
 
 
 def matmul_peak(flags, size=4096, repeats=5):
-    """{precision: FLOP/s} of the best of some square matrix products, in the precision that the steps run in."""
+    """FLOP/s of the best of some square matrix products, in the precision that our steps run in."""
     runtime = Runtime(argparse.Namespace(**flags))
     kind = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=runtime.device, dtype=kind) for _ in range(2))
-    best = min(seconds_of(lambda: a @ b, runtime.device) for _ in range(repeats + 1))
-    return {runtime.precision: 2 * size**3 / best}
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, runtime.device) for _ in range(repeats + 1))
+
+
+def compare(flags, root, stage):
+    """({side: figures} of a stage, FLOP/s of matrix products). Both sides and the matrix products take turns, since a
+    machine that others share is not as fast at one time as at another; a figure is the median of its rounds. Each has
+    a process of its own, so that its peak memory is its own."""
+    args, rounds, peak, figures = argparse.Namespace(**flags), {"ours": [], "reference": []}, 0, {}
+    with contextlib.ExitStack() as stack:
+        multiplying, *sides = (stack.enter_context(own_process(*prepare)) for prepare in (
+            (), *((_prepare, flags, root, stage, name == "ours") for name in rounds)))
+        for _ in range(args.rounds):
+            for name, side in zip(rounds, sides):
+                rounds[name].append(side.submit(_seconds_per_step, args.steps).result())
+            peak = max(peak, multiplying.submit(matmul_peak, flags).result())
+        for name, side in zip(rounds, sides):
+            seconds = statistics.median(rounds[name])
+            images_s = args.batch_size / seconds
+            figures[name] = {"seconds_per_step": seconds, "rounds": rounds[name], "images_per_s": images_s,
+                             "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s,
+                             **side.submit(_memory_and_work).result()}
+    return figures, peak
 
 
 def seconds_of(call, device):
@@ -204,27 +235,29 @@ def seconds_of(call, device):
     return time.perf_counter() - started
 
 
-def in_own_process(function, *arguments):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def own_process(prepare=None, *arguments):
+    """A process that makes ready by prepare(*arguments), and then does what is submitted to it."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, arguments)
 
 
 def main(args):
     runtime = Runtime(args)
     flags = {**vars(args), "device": runtime.device.type}
     report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "compile": args.compile,
-              "matmul_flops_per_s": in_own_process(matmul_peak, flags)}
+              "steps": args.steps}
+    peaks = []
     with tempfile.TemporaryDirectory() as root:
         make_images(root, 4 * args.batch_size)
         for stage in ("original", "deposit"):
-            of_stage = {name: in_own_process(measure, flags, root, stage, name == "ours")
-                        for name in ("reference", "ours")}
-            of_stage["speedup"] = of_stage["ours"]["images_per_s"] / of_stage["reference"]["images_per_s"]
-            work = of_stage["ours"].get("flops_per_step")
-            if work:
-                of_stage["share_of_peak"] = (work / of_stage["ours"]["seconds_per_step"]
-                                             / report["matmul_flops_per_s"][runtime.precision])
-            report[stage] = of_stage
+            report[stage], peak = compare(flags, root, stage)
+            peaks.append(peak)
+    report["matmul_flops_per_s"] = max(peaks)
+    for stage in ("original", "deposit"):
+        ours, reference = report[stage]["ours"], report[stage]["reference"]
+        report[stage]["speedup"] = ours["images_per_s"] / reference["images_per_s"]
+        if "flops_per_step" in ours:
+            report[stage]["share_of_peak"] = (ours["flops_per_step"] / ours["seconds_per_step"]
+                                              / report["matmul_flops_per_s"])
     print(json.dumps(report, indent=2))
     if args.out:
         save_json(args.out, report)

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-from analysis.benchmark import in_own_process
+from analysis.benchmark import own_process
 from datasets.cub import CubSource
 from utils.checkpoint import save_json
 from utils.cli import bounded, make_parser, run
@@ -77,7 +77,8 @@ def main(args):
     with tempfile.TemporaryDirectory() as root:
         make_photographs(root, args.images)
         for name in ("decoded", "from_cache"):
-            report[name] = in_own_process(measure, root, args.image_size, args.batch_size)
+            with own_process() as process:
+                report[name] = process.submit(measure, root, args.image_size, args.batch_size).result()
     print(json.dumps(report, indent=2))
     if args.out:
         save_json(args.out, report)

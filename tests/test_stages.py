@@ -343,13 +343,14 @@ def test_the_figure_of_the_quickstart(chain, tmp_path):
 
 
 def test_the_benchmark_measures_both_steps_beside_the_reference(tmp_path):
-    done = run_script("analysis/benchmark.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1", "--workers",
-                      "0", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "b.json")
+    done = run_script("analysis/benchmark.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1", "--rounds", "2",
+                      "--workers", "0", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "b.json").read_text())
     for stage in ("original", "deposit"):
         ours, reference = report[stage]["ours"], report[stage]["reference"]
         assert report[stage]["speedup"] == pytest.approx(ours["images_per_s"] / reference["images_per_s"])
+        assert all(len(side["rounds"]) == 2 for side in (ours, reference))
         assert 0 < report[stage]["share_of_peak"] < 1.5 and ours["peak_memory_bytes"] > 1e7
     # ResNet-8: 12.4 million multiply-adds forward, twice that again backward, but for the first layer's input
     assert report["original"]["ours"]["flops_per_step"] == pytest.approx(8 * 6 * 12.4e6, rel=0.1)
