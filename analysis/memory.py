@@ -17,8 +17,8 @@ sys.path.insert(0, ROOT)
 from analysis.benchmark import own_process
 from datasets.cub import CubSource
 from utils.checkpoint import save_json
-from utils.cli import bounded, make_parser, run
-from utils.runtime import cpu_name
+from utils.cli import add_running_args, bounded, make_parser, run
+from utils.runtime import Runtime
 
 CLASSES, WIDTH, HEIGHT = 200, 500, 375  # CUB-200-2011's classes, and its most frequent size
 KINDS = 20  # different pictures; the files beyond are links to these, which decode just so
@@ -30,6 +30,8 @@ def get_args_parser():
     parser.add_argument("--image_size", type=bounded(int, 8), default=224, help="side of the squares cut from them")
     parser.add_argument("--batch_size", type=bounded(int, 1), default=64, help="images a batch")
     parser.add_argument("--out", default=None, help="JSON file to write as well")
+    add_running_args(parser)
+    parser.set_defaults(device="cpu")
     return parser
 
 
@@ -58,13 +60,14 @@ def make_photographs(root, count):
             file.write("\n".join(lines) + "\n")
 
 
-def measure(root, image_size, batch_size):
+def measure(root, args):
     """{images, seconds, peak_memory_bytes} of opening both splits and making every batch once."""
+    Runtime(args)  # which sets how the process keeps freed memory
     started, count = time.perf_counter(), 0
-    source, kept = CubSource(root, image_size), []
+    source, kept = CubSource(root, args.image_size), []
     for split in ("train", "test"):
         images, _ = source.load(split, range(CLASSES))
-        for rows in torch.arange(len(images)).split(batch_size):
+        for rows in torch.arange(len(images)).split(args.batch_size):
             count += len(images.batch(rows))
         kept.append(images)  # a stage holds both
     return {"images": count, "seconds": round(time.perf_counter() - started, 1),
@@ -72,13 +75,12 @@ def measure(root, image_size, batch_size):
 
 
 def main(args):
-    report = {"hardware": cpu_name(), "cores": os.cpu_count(), "image_size": args.image_size,
-              "photographs": f"{WIDTH}x{HEIGHT}"}
+    report = {**Runtime(args).describe(), "image_size": args.image_size, "photographs": f"{WIDTH}x{HEIGHT}"}
     with tempfile.TemporaryDirectory() as root:
         make_photographs(root, args.images)
         for name in ("decoded", "from_cache"):
             with own_process() as process:
-                report[name] = process.submit(measure, root, args.image_size, args.batch_size).result()
+                report[name] = process.submit(measure, root, args).result()
     print(json.dumps(report, indent=2))
     if args.out:
         save_json(args.out, report)

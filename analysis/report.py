@@ -66,12 +66,32 @@ def optimisation_columns(paths):
     return summaries(load_variants(paths, networks=("original",)), figures)
 
 
+def speed_columns(paths):
+    """{figure: {step: summary}} of analysis/benchmark.py's files."""
+    figures = {"reference, images/s": lambda step: step["reference"]["images_per_s"],
+               "ours, images/s": lambda step: step["ours"]["images_per_s"],
+               "ours / reference": lambda step: step["speedup"],
+               "% of the matrix peak": lambda step: 100 * step["share_of_peak"]}
+    reports = [load_json(path) for path in paths]
+    return summaries({step: [report[step] for report in reports] for step in ("original", "deposit")}, figures)
+
+
+def memory_columns(paths):
+    """{figure: {pass: summary}} of analysis/memory.py's files."""
+    reports = [load_json(path) for path in paths]
+    passes = {"decoding, the first time": "decoded", "from the cache": "from_cache"}
+    return summaries({name: [report[key] for report in reports] for name, key in passes.items()},
+                     {"peak memory, GiB": lambda figures: figures["peak_memory_bytes"] / 2**30,
+                      "seconds": lambda figures: figures["seconds"]})
+
+
 class Table(NamedTuple):
     """A table of the pages: <!-- table NAME --> ... <!-- end -->.
 
     command: what makes it, or what would. runs: patterns of its metrics files under results/; pending while one of
     them finds none. columns: those files -> {column: {row: summary}}. paper: {column: {row: value}} and goals:
-    {column: {row: Goal}}, with Table 1's and Table 3's own names, which a column or row may extend.
+    {column: {row: Goal}}, with Table 1's and Table 3's own names, which a column or row may extend. logs: pattern of
+    the logs beside a metrics file.
     """
 
     data: str
@@ -81,6 +101,7 @@ class Table(NamedTuple):
     paper: dict = {}
     goals: dict = {}
     corner: str = ""
+    logs: str = "*_log.jsonl"
 
 
 # the project's own, whatever the size of the network; the paper's values stand for themselves
@@ -125,6 +146,14 @@ TABLES = {
        for trial in ("kp1_frozen", "kp1_updated", "kp5_updated", "kp10_frozen", "kp5_updated_10epochs")},
     "optimisations": Table(JPEG, "DATA_DIR=<image folder> bash scripts/9_optimisations.sh 0 1 2",
                            ("optimisations/*/seed*/metrics.json",), optimisation_columns, corner="variant"),
+    "speed": Table(
+        "images of random pixels", "IMAGES=0 bash scripts/8_benchmark.sh", ("benchmark/speed.json",), speed_columns,
+        goals={"ours / reference": {"original": Goal(">=", 2.5), "deposit": Goal(">=", 3)},
+               "% of the matrix peak": {"original": Goal(">=", 80)}}, corner="step", logs="speed.json"),
+    "memory": Table(
+        "11,788 made-up photographs", "bash scripts/8_benchmark.sh", ("benchmark/memory.json",), memory_columns,
+        goals={"peak memory, GiB": dict.fromkeys(("decoding, the first time", "from the cache"), Goal("<=", 4))},
+        corner="pass", logs="memory.json"),
     "cifar10_resnet18": Table(
         "CIFAR-10", "INDEPENDENT=1 bash scripts/1_table1_cifar10.sh 0 1 2", ("cifar10_resnet18/seed*/metrics.json",),
         paper=PAPER["cifar10"], goals={"Original": {"Avg Acc": Goal(">=", 94)}, **CIFAR10_GOALS}),
@@ -168,20 +197,27 @@ def get_args_parser():
     return parser
 
 
-def evidence_of(paths):
+def evidence_of(paths, pattern):
     """(logs, hardware, seconds) of the runs whose metrics files are `paths`, from the logs beside these."""
-    logs = sorted({log for path in paths for log in glob.glob(os.path.join(os.path.dirname(path), "*_log.jsonl"))})
+    logs = sorted({log for path in paths for log in glob.glob(os.path.join(os.path.dirname(path), pattern))})
     hardware, seconds = set(), 0.0
     for log in logs:
-        with open(log, encoding="utf-8") as file:
-            for record in map(json.loads, file):
-                seconds += record.get("seconds", 0)
-                if "hardware" in record:
-                    threads = f", {record['threads']} thread(s)" if record["device"] == "cpu" else ""
-                    hardware.add(f"{record['hardware']}{threads}, {record['precision']}, torch {record['torch']}")
+        for record in _records(log):
+            seconds += record.get("seconds", 0)
+            if "hardware" in record:
+                threads = f", {record['threads']} thread(s)" if record["device"] == "cpu" else ""
+                hardware.add(f"{record['hardware']}{threads}, {record['precision']}, torch {record['torch']}")
     if not logs:
         raise UserError(f"no log lies beside {paths[0]}: a figure without a log is not shown")
-    return [os.path.relpath(log, ROOT) for log in logs], sorted(hardware), round(seconds, 1)
+    return [os.path.relpath(log, ROOT) for log in logs], sorted(hardware), round(seconds, 1) or None
+
+
+def _records(log):
+    """The objects of a log: one a line, or all of a .json file."""
+    if log.endswith(".json"):
+        return [load_json(log)]
+    with open(log, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def named(column, row, values):
@@ -198,7 +234,7 @@ def entries_of(name):
     found = [sorted(glob.glob(os.path.join(ROOT, "results", pattern))) for pattern in table.runs]
     if all(found):
         paths = sum(found, [])
-        columns, (logs, hardware, seconds) = table.columns(paths), evidence_of(paths)
+        columns, (logs, hardware, seconds) = table.columns(paths), evidence_of(paths, table.logs)
     else:  # of what is pending, the paper's figures are known
         columns = {column: dict.fromkeys(rows) for column, rows in table.paper.items()}
         logs, hardware, seconds = [], [], None

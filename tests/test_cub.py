@@ -14,7 +14,7 @@ import torch
 from conftest import fail, run_shell, served
 from PIL import Image
 
-from analysis.memory import make_photographs, measure
+from analysis.memory import get_args_parser, make_photographs, measure
 from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
@@ -244,6 +244,7 @@ def test_where_no_cache_can_be_written_images_are_decoded_anew(cub, monkeypatch,
 
 def test_the_memory_measurement_passes_over_every_photograph(tmp_path):
     make_photographs(str(tmp_path), 400)
-    decoded, opened = (measure(str(tmp_path), 16, 64) for _ in range(2))
+    args = get_args_parser().parse_args(["--image_size", "16"])
+    decoded, opened = (measure(str(tmp_path), args) for _ in range(2))
     assert decoded["images"] == opened["images"] == 400 and decoded["peak_memory_bytes"] > 1e8
     assert decoded["seconds"] > opened["seconds"] >= 0
