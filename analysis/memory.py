@@ -35,14 +35,25 @@ def get_args_parser():
     return parser
 
 
+def write_tables(root, photographs):
+    """The text files of CUB-200-2011's archive. photographs: (class id, class, file, whether it trains), one each."""
+    numbered = list(enumerate(photographs, 1))
+    classes = {c: name for c, name, _, _ in photographs}
+    tables = {"images": [f"{i} {name}/{file}" for i, (_, name, file, _) in numbered],
+              "image_class_labels": [f"{i} {c}" for i, (c, _, _, _) in numbered],
+              "train_test_split": [f"{i} {int(trains)}" for i, (_, _, _, trains) in numbered],
+              "classes": [f"{c} {name}" for c, name in sorted(classes.items())]}
+    for name, lines in tables.items():
+        with open(os.path.join(root, f"{name}.txt"), "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
 def make_photographs(root, count):
     """A data set in the layout of CUB-200-2011, half of it test images."""
     rng = np.random.default_rng(0)
-    first = []
-    rows = {name: [] for name in ("images", "image_class_labels", "train_test_split", "classes")}
+    first, photographs = [], []
     for c in range(1, CLASSES + 1):
         os.makedirs(os.path.join(root, "images", f"{c:03}"))
-        rows["classes"].append(f"{c} {c:03}")
     for i in range(1, count + 1):
         c = 1 + i % CLASSES
         path = os.path.join(root, "images", f"{c:03}", f"{i}.jpg")
@@ -52,12 +63,8 @@ def make_photographs(root, count):
             first.append(path)
         else:
             os.link(first[i % KINDS], path)
-        rows["images"].append(f"{i} {c:03}/{i}.jpg")
-        rows["image_class_labels"].append(f"{i} {c}")
-        rows["train_test_split"].append(f"{i} {i // CLASSES % 2}")
-    for name, lines in rows.items():
-        with open(os.path.join(root, f"{name}.txt"), "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        photographs.append((c, f"{c:03}", f"{i}.jpg", i // CLASSES % 2 == 1))
+    write_tables(root, photographs)
 
 
 def measure(root, args):

@@ -35,10 +35,11 @@ import partition_data
 import train_deposit
 import train_scratch
 import withdraw
+from analysis.memory import write_tables
 from analysis.table1 import table1_columns
 from datasets import load_images, make_partition, read_partition
 from datasets.cache import FOLDER
-from datasets.cub import ARCHIVE, NAME
+from datasets.cub import ARCHIVE, NAME, TABLES
 from datasets.sources import IMAGE_EXTENSIONS
 from models.files import counts_of, load_network, network_of, read
 from utils.checkpoint import checksum, sealed, write_atomically
@@ -415,20 +416,14 @@ def cifar_subjects(root, rng, patches):
 def cub_subjects(root, rng):
     """CUB-200-2011's layout with three classes: archive, tables, image and cache."""
     data, inner = os.path.join(root, "cub"), os.path.join(root, "cub", NAME)
-    tables = collections.defaultdict(list)
-    for image, (c, i) in enumerate(itertools.product((3, 7, 9), range(3)), 1):
+    photographs = []
+    for c, i in itertools.product((3, 7, 9), range(3)):
         name = f"{c:03}.Bird_{c}"
         os.makedirs(os.path.join(inner, "images", name), exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (SIZE + i, 2 * SIZE, 3)).astype(np.uint8)).save(
             os.path.join(inner, "images", name, f"{i}.jpg"))
-        tables["images.txt"].append(f"{image} {name}/{i}.jpg")
-        tables["image_class_labels.txt"].append(f"{image} {c}")
-        tables["train_test_split.txt"].append(f"{image} {int(i < 2)}")
-        if i == 0:
-            tables["classes.txt"].append(f"{c} {name}")
-    for name, lines in tables.items():
-        with open(os.path.join(inner, name), "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        photographs.append((c, name, f"{i}.jpg", i < 2))
+    write_tables(inner, photographs)
     archive = os.path.join(data, ARCHIVE)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(inner, NAME)
@@ -444,7 +439,7 @@ def cub_subjects(root, rng):
     return {
         "CUB cache": Subject(os.path.join(cache, sorted(os.listdir(cache))[0]), _images(partition, data, cached=True)),
         "CUB image": Subject(os.path.join(inner, "images", "007.Bird_7", "1.jpg"), load),
-        **{f"CUB {name}": Subject(os.path.join(inner, name), load) for name in tables},
+        **{f"CUB {name}": Subject(os.path.join(inner, name), load) for name in TABLES},
         "CUB archive": Subject(archive, unpacked, (code,)),
     }
 

@@ -21,7 +21,7 @@ from utils.errors import UserError
 NAME, ARCHIVE = "CUB_200_2011", "CUB_200_2011.tgz"
 # CaltechDATA's record 65de6-vp158, and the checksum that it states
 URL, MD5 = f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}", "97eceeb196236b17998738112f37df78"
-_TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
 
 class CubSource:
@@ -35,8 +35,8 @@ class CubSource:
 
     def __init__(self, root, image_size):
         self.root, self.image_size, self._caches = root, image_size, True
-        paths, labels, splits, classes = (_read_table(root, name) for name in _TABLES)
-        for name, table in zip(_TABLES[1:3], (labels, splits)):
+        paths, labels, splits, classes = (_read_table(root, name) for name in TABLES)
+        for name, table in zip(TABLES[1:3], (labels, splits)):
             if table.keys() != paths.keys():
                 odd = sorted(table.keys() ^ paths.keys())[0]
                 raise UserError(f"{os.path.join(root, name)} does not list the images of images.txt (image {odd}): "
@@ -115,7 +115,7 @@ def _read_table(root, name):
 def open_cub(data_dir, download, image_size):
     """CUB from data_dir or data_dir/CUB_200_2011, extracted, or downloaded if `download`, when absent."""
     for root in (os.path.join(data_dir, NAME), data_dir):
-        if any(os.path.exists(os.path.join(root, table)) for table in _TABLES):
+        if any(os.path.exists(os.path.join(root, table)) for table in TABLES):
             return CubSource(root, image_size or 224)
     archive, root = os.path.join(data_dir, ARCHIVE), os.path.join(data_dir, NAME)
     if not os.path.exists(archive):

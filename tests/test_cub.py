@@ -14,7 +14,7 @@ import torch
 from conftest import fail, run_shell, served
 from PIL import Image
 
-from analysis.memory import get_args_parser, make_photographs, measure
+from analysis.memory import get_args_parser, make_photographs, measure, write_tables
 from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
@@ -26,22 +26,16 @@ from utils.errors import UserError
 def make_cub(root, ids, train=2, test=1, side=20, seed=0):
     """CUB_200_2011/ below root, in the official layout; ids: class ids, which may have gaps."""
     rng, folder = np.random.default_rng(seed), root / NAME
-    tables = {name: [] for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")}
-    image = 0
+    photographs = []
     for c in ids:
         name = f"{c:03}.Bird_{c}"
         (folder / "images" / name).mkdir(parents=True)
-        tables["classes.txt"].append(f"{c} {name}")
         for i in range(train + test):
-            image += 1
             size = (int(rng.integers(side, 2 * side)), int(rng.integers(side, 2 * side)), 3)
             pixels = np.clip(rng.normal(40 + 37 * c % 170, 20, size), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
-            tables["images.txt"].append(f"{image} {name}/{i}.png")
-            tables["image_class_labels.txt"].append(f"{image} {c}")
-            tables["train_test_split.txt"].append(f"{image} {int(i < train)}")
-    for name, lines in tables.items():
-        (folder / name).write_text("\n".join(lines) + "\n")
+            photographs.append((c, name, f"{i}.png", i < train))
+    write_tables(folder, photographs)
     return folder
 
 
