@@ -16,7 +16,8 @@ from typing import NamedTuple
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 from analysis import ablation, reliability, table3
-from analysis.table1 import PAPER, RULES, load_variants, markdown, measured_rules, summaries, table1_columns
+from analysis.table1 import (PAPER, RULES, load_runs, load_variants, markdown, measured_rules, summaries, summary,
+                             table1_columns)
 from utils.checkpoint import load_json, save_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
@@ -58,12 +59,24 @@ def study_columns(paths):
 
 
 def optimisation_columns(paths):
-    """{figure: {variant: summary}} of scripts/9_optimisations.sh, whose plain variant has a T0 alone."""
+    """{figure: {variant: summary}} of scripts/9_optimisations.sh, whose plain variant has a T0 alone. By how much a figure
+    differs from that of the fp32 variant is taken seed by seed, over the seeds that both have."""
     figures = {"T0: Avg": lambda m: m["original"]["avg_acc"],
                "T: Pre": lambda m: m["target"]["pre_acc"] if "target" in m else None,
                "T: Dep": lambda m: m["target"]["dep_acc"] if "target" in m else None,
                "T~: Avg": lambda m: m["recover"][m["merge"]]["avg_acc"] if "recover" in m else None}
-    return summaries(load_variants(paths, networks=("original",)), figures)
+    runs = {path: load_runs([path], networks=("original",))[0] for path in paths}
+    variants = {}
+    for path in paths:
+        variants.setdefault(path.split(os.sep)[-3], {})[path.split(os.sep)[-2]] = runs[path]
+    columns = summaries({name: list(seeds.values()) for name, seeds in variants.items()}, figures)
+    for figure, of in figures.items():
+        pairs = {name: [(of(seeds[seed]), of(exact)) for seed, exact in variants.get("fp32", {}).items() if seed in seeds]
+                 for name, seeds in variants.items()}
+        columns[f"{figure} - fp32"] = {
+            name: summary([None if None in pair else pair[0] - pair[1] for pair in found])
+            for name, found in pairs.items()}
+    return columns
 
 
 def speed_columns(paths):

@@ -117,7 +117,9 @@ def test_speed_beside_a_plain_training(images, tmp_path):
     assert status == 0, text
     columns = optimisation_columns([str(path) for path in tmp_path.glob("*/seed0/metrics.json")])
     assert all(columns[figure]["fp32"] for figure in columns) and columns["T0: Avg"]["plain"]
-    assert columns["T: Pre"]["plain"] is None
+    assert columns["T: Pre"]["plain"] is None and columns["T: Pre - fp32"]["fp32"]["mean"] == 0
+    assert columns["T0: Avg - fp32"]["plain"]["mean"] == pytest.approx(
+        columns["T0: Avg"]["plain"]["mean"] - columns["T0: Avg"]["fp32"]["mean"], abs=1e-3)
     status, text, again = run_shell("scripts/9_optimisations.sh", 0, **flags)
     assert status == 0 and text.count("nothing to do") == 3 and again == commands
     status, text, commands = run_shell("scripts/9_optimisations.sh", 0, **{**flags, "VARIANTS": "plain fast"})
