@@ -63,8 +63,9 @@ def get_args_parser():
                       help="T of the distillations L_kp and L_pt")
     switches = parser.add_argument_group("choices that the paper leaves open")
     # A random label that hits the true class teaches what is to be forgotten, once in ten images.
-    switches.add_argument("--random_label", choices=["wrong", "any"], default="wrong",
-                          help="y_r of L_kr: drawn among the wrong classes, or among all (authors' code)")
+    switches.add_argument("--random_label", choices=["wrong", "any", "preserved"], default="wrong",
+                          help="y_r of L_kr: drawn among the wrong classes, among all (authors' code), or among the "
+                               "preserved ones, so that T names no deposit class at all")
     # L_re asks for the true class; through z_T it would undo what L_kr does to T.
     switches.add_argument("--re_target", choices=["detached", "attached"], default="detached",
                           help="whether L_re's gradient also reaches T through z_T (attached: authors' code)")
@@ -102,7 +103,7 @@ class Deposit(torch.nn.Module):
         self.upper = self.original_upper
         if args.upper == "trained":
             self.upper = copy.deepcopy(self.original_upper).requires_grad_(True)
-        self.args, self.num_classes = args, partition.num_classes
+        self.args = args
         self.register_buffer("preserved", torch.tensor(partition.preserved_classes))
         self.register_buffer("deposited", torch.tensor(partition.deposit_classes))
         self.register_buffer("all_classes", torch.tensor(partition.classes("all")))
@@ -148,7 +149,9 @@ class Deposit(torch.nn.Module):
                 z_t, z_r = self.upper(f_t), self.upper(f_r)
         z_re = concat(z_t[:real].detach() if args.re_target == "detached" else z_t[:real], z_r[:real],
                       self.preserved, self.deposited, calibration=None)
-        y_r = distributed.mine(losses.draw_random_labels(y, self.num_classes, args.random_label == "wrong", generator))
+        y_r = distributed.mine(losses.draw_random_labels(
+            y, self.preserved if args.random_label == "preserved" else self.all_classes, args.random_label == "wrong",
+            generator))
         l_at = losses.attention_transfer(f_t[:real], f_0[:real])
         l_kr = losses.knowledge_removal(z_t[:real], y_r, l_at, args.lambda_at)
         preserving = losses.knowledge_preserving if args.kp_on == "softmax" else losses.logits_preserving

@@ -340,7 +340,7 @@ def test_the_seed_covers_order_augmentation_and_random_labels(folder):
         torch.rand(3)  # the global generator has no part in it
         order = torch.cat([y for _, y in batches(images, 8, "cpu", generator=generator)])
         crops = torch.cat([x for x, _ in batches(images, 8, "cpu", generator=generator)])
-        return order, crops, draw_random_labels(images.labels, 4, True, generator)
+        return order, crops, draw_random_labels(images.labels, torch.arange(4), True, generator)
 
     for same, other in zip(draws(0, 0), draws(0, 0)):
         assert torch.equal(same, other)

@@ -121,13 +121,21 @@ def test_recoverability_is_cross_entropy(logits):
 @pytest.mark.parametrize("exclude_true", [True, False])
 def test_random_labels(exclude_true):
     y = torch.arange(5).repeat(4000)
-    drawn = losses.draw_random_labels(y, 5, exclude_true, torch.Generator().manual_seed(0))
+    drawn = losses.draw_random_labels(y, torch.arange(5), exclude_true, torch.Generator().manual_seed(0))
     assert drawn.min() >= 0 and drawn.max() <= 4
     hit = (drawn == y).double().mean().item()
     assert hit == 0 if exclude_true else hit == pytest.approx(0.2, abs=0.02)
     others = 4 if exclude_true else 5
     share = torch.bincount(drawn[y == 0], minlength=5)[1:].double() / 4000
     assert torch.allclose(share, torch.full((4,), 1 / others, dtype=torch.float64), atol=0.04)
+
+
+def test_random_labels_of_the_preserved_classes_alone():
+    y, preserved = torch.tensor([1, 3, 4]).repeat(4000), torch.tensor([0, 2, 5])
+    drawn = losses.draw_random_labels(y, preserved, False, torch.Generator().manual_seed(0))
+    for label in (1, 3, 4):
+        share = torch.bincount(drawn[y == label], minlength=6).double() / 4000
+        assert torch.allclose(share[preserved], torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.04)
 
 
 def test_losses_are_float32_for_bfloat16_inputs(logits):

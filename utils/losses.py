@@ -75,11 +75,12 @@ def recoverability(recover_logits, labels):
     return F.cross_entropy(recover_logits.float(), labels)
 
 
-def draw_random_labels(labels, num_classes, exclude_true, generator):
-    """y_r of L_kr: a uniformly drawn class per image, (batch,) int64 on the labels' device.
+def draw_random_labels(labels, classes, exclude_true, generator):
+    """y_r of L_kr: for each image one of `classes` (1-D, int64, sorted), drawn uniformly; (batch,) int64 on the labels'
+    device.
 
-    exclude_true: draw among the other num_classes - 1 classes.
+    exclude_true: drawn among the others than its label, which must be one of them.
     """
-    shift = torch.randint(1 if exclude_true else 0, num_classes, labels.shape,
+    shift = torch.randint(1 if exclude_true else 0, len(classes), labels.shape,
                           generator=generator, device=labels.device)
-    return (labels + shift) % num_classes
+    return classes[(torch.searchsorted(classes, labels) + shift) % len(classes)]
