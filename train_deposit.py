@@ -65,7 +65,7 @@ def get_args_parser():
     # A random label that hits the true class teaches what is to be forgotten, once in ten images.
     switches.add_argument("--random_label", choices=["wrong", "any", "preserved"], default="wrong",
                           help="y_r of L_kr: drawn among the wrong classes, among all (authors' code), or among the "
-                               "preserved ones, so that T names no deposit class at all")
+                               "preserved ones, which teaches T to name no deposit class")
     # L_re asks for the true class; through z_T it would undo what L_kr does to T.
     switches.add_argument("--re_target", choices=["detached", "attached"], default="detached",
                           help="whether L_re's gradient also reaches T through z_T (attached: authors' code)")

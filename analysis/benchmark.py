@@ -213,15 +213,15 @@ def compare(flags, root, stage):
         multiplying, *sides = (stack.enter_context(own_process(*prepare)) for prepare in (
             (), *((_prepare, flags, root, stage, name == "ours") for name in rounds)))
         for _ in range(args.rounds):
-            for name, side in zip(rounds, sides):
-                rounds[name].append(side.submit(_seconds_per_step, args.steps).result())
+            for name, process in zip(rounds, sides):
+                rounds[name].append(process.submit(_seconds_per_step, args.steps).result())
             peak = max(peak, multiplying.submit(matmul_peak, flags).result())
-        for name, side in zip(rounds, sides):
+        for name, process in zip(rounds, sides):
             seconds = statistics.median(rounds[name])
             images_s = args.batch_size / seconds
             figures[name] = {"seconds_per_step": seconds, "rounds": rounds[name], "images_per_s": images_s,
                              "seconds_per_epoch": EPOCH * (1.0 if stage == "original" else 0.3) / images_s,
-                             **side.submit(_memory_and_work).result()}
+                             **process.submit(_memory_and_work).result()}
     return figures, peak
 
 

@@ -65,10 +65,10 @@ def optimisation_columns(paths):
                "T: Pre": lambda m: m["target"]["pre_acc"] if "target" in m else None,
                "T: Dep": lambda m: m["target"]["dep_acc"] if "target" in m else None,
                "T~: Avg": lambda m: m["recover"][m["merge"]]["avg_acc"] if "recover" in m else None}
-    runs = {path: load_runs([path], networks=("original",))[0] for path in paths}
     variants = {}
     for path in paths:
-        variants.setdefault(path.split(os.sep)[-3], {})[path.split(os.sep)[-2]] = runs[path]
+        variant, seed = path.split(os.sep)[-3:-1]
+        variants.setdefault(variant, {})[seed] = load_runs([path], networks=("original",))[0]
     columns = summaries({name: list(seeds.values()) for name, seeds in variants.items()}, figures)
     for figure, of in figures.items():
         pairs = {name: [(of(seeds[seed]), of(exact)) for seed, exact in variants.get("fp32", {}).items() if seed in seeds]

@@ -167,6 +167,24 @@ def test_switches_of_what_is_frozen(chain, tmp_path, flags, moved):
     assert not changed("layer3.0.bn1.running_mean") or "upper" in moved
 
 
+@pytest.mark.parametrize("flag", ["wrong", "any", "preserved"])
+def test_random_labels_come_from_the_classes_that_the_flag_names(chain, tmp_path, monkeypatch, flag):
+    import train_deposit
+
+    save, data = chain
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "0,1",
+            "--out", tmp_path / "partition.json")
+    partition, drawn = read_partition(str(tmp_path / "partition.json")), []
+    draw = train_deposit.losses.draw_random_labels
+    monkeypatch.setattr(train_deposit.losses, "draw_random_labels",
+                        lambda y, *rest: drawn.append((y, draw(y, *rest))) or drawn[-1][1])
+    succeed("train_deposit.py", "--original", save / "original.pt", "--partition", tmp_path / "partition.json",
+            "--save_path", tmp_path / "run", "--data_dir", data, *TINY, "--epochs", "10", "--random_label", flag)
+    y, y_r = (torch.cat(parts) for parts in zip(*drawn))
+    assert set(y_r.tolist()) == set(partition.classes("preservation" if flag == "preserved" else "all"))
+    assert (y == y_r).any() == (flag == "any")
+
+
 @pytest.mark.parametrize("re_target,reaches", [("detached", False), ("attached", True)])
 def test_l_re_reaches_the_target_only_when_attached(chain, re_target, reaches):
     import train_deposit
