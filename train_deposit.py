@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from datasets import batches, load_images, load_test_set_if_there, read_partition
+from datasets import batches, load_if_there, load_images, read_partition
 from datasets.batches import UNLIKE, steps_per_epoch
 from models import build_deposit_module, cost, split_network
 from models.files import counts_of, describe, network_of, read
@@ -79,9 +79,9 @@ def get_args_parser():
                                "noise added")
     # Statistics of D_r might misfit the preserved classes, but on validation images they did not: Pre was 3 points
     # higher, Dep 1 lower, every merge rule some 1 higher than with T0's (results/README.md).
-    switches.add_argument("--bn_stats", choices=["frozen", "updated", "target"], default="updated",
+    switches.add_argument("--bn_stats", choices=["frozen", "updated", "target", "deposit"], default="updated",
                           help="batch norm of lower_T and T_r: T0's statistics, or the batch's, and updated on D_r; "
-                               "target: updated in lower_T, frozen in T_r")
+                               "target, deposit: updated in lower_T alone, in T_r alone")
     # T, T_r and T~ share one upper part; a trained one is no longer T0's, which L_kp and L_pt compare with.
     switches.add_argument("--upper", choices=["frozen", "trained"], default="frozen",
                           help="whether the shared upper part stays T0's")
@@ -228,15 +228,17 @@ def main(args):
     for split in original_counts:  # and a folder of another partition before the training
         read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
+    # images held out are there to choose settings by: where there are any, no test figure is shown before the end
+    shown_split, prefix = ("val", "val_target") if partition.val_fraction else ("test", "target")
 
     with distributed.rank_0_first():
         images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-        tests = load_test_set_if_there(partition, args.data_dir, "no accuracies will be logged")
+        shown = load_if_there(partition, args.data_dir, shown_split, "no accuracies will be logged")
     if args.images_per_class is not None:
         images = first_images(images, args.images_per_class, args.seed)
     images = images.to(runtime.device)
-    if tests is not None:
-        tests = tests.to(runtime.device)
+    if shown is not None:
+        shown = shown.to(runtime.device)
 
     networks = runtime.place(Deposit(original, partition, args))
     before, after = (cost(part, partition.image_size) for part in (networks.original_lower, networks.deposit))
@@ -250,12 +252,12 @@ def main(args):
     parallel = distributed.parallel(networks)
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        if tests is not None:  # for the log alone: the last epoch is what is kept
+        if shown is not None:  # for the log alone: the last epoch is what is kept
             networks.eval()
-            counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, tests,
+            counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, shown,
                               partition.num_classes, runtime)
-            figures.update({f"target_{name}": value for name, value in
-                            table1(counts["target"], partition, original_counts["test"]).items()})
+            figures.update({f"{prefix}_{name}": value for name, value in
+                            table1(counts["target"], partition, original_counts[shown_split]).items()})
         training.end_epoch(epoch, figures)
 
     if distributed.rank > 0:

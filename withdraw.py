@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from datasets import load_images, load_test_set_if_there
+from datasets import load_if_there, load_images
 from models import MERGE_RULES, RecoverNetwork, split_network
 from models.files import calibration_of, deposit_module_of, describe, network_of, read, split_of
 from models.recover import released
@@ -107,7 +107,7 @@ def main(args):
     if args.data_dir is not None or args.eval_split == "val":
         images = load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all"))
     else:
-        images = load_test_set_if_there(partition, "data", "not measured")
+        images = load_if_there(partition, "data", "test", "not measured")
 
     state = network.state_dict()
     if not all(torch.isfinite(t).all() for t in state.values()):

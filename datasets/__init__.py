@@ -8,8 +8,8 @@
 """
 
 from datasets.batches import ImageSet, batches
-from datasets.partition import Partition, load_images, load_test_set_if_there, make_partition, read_partition
+from datasets.partition import Partition, load_if_there, load_images, make_partition, read_partition
 from datasets.sources import DATASETS, open_source
 
-__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "load_images",
-           "load_test_set_if_there", "make_partition", "open_source", "read_partition"]
+__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "load_if_there", "load_images",
+           "make_partition", "open_source", "read_partition"]

@@ -242,10 +242,10 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
     return ImageSet(images[rows], labels[rows], partition.mean, partition.std, DATASETS[partition.dataset].flip)
 
 
-def load_test_set_if_there(partition, data_dir, consequence):
-    """The whole test set, where a stage can do without; else None, after printing `consequence` and the reason."""
+def load_if_there(partition, data_dir, split, consequence):
+    """All images of a split, where a stage can do without; else None, after printing `consequence` and the reason."""
     try:
-        return load_images(partition, data_dir, "test", partition.classes("all"))
+        return load_images(partition, data_dir, split, partition.classes("all"))
     except UserError as reason:
         print(f"{consequence}: {reason}", flush=True)
         return None

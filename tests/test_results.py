@@ -75,9 +75,11 @@ def test_figures_are_backed_by_their_logs(run):
     for path in run.glob("metrics*.json"):
         metrics = json.loads(path.read_text())
         assert metrics["partition_hash"] == records[0]["settings"]["partition"]
-    if (run / "metrics.json").exists():  # the log's figures are those of the test set
-        target = json.loads((run / "metrics.json").read_text()).get("target", {})  # a study measures held-out images
-        assert all(last[f"target_{key}"] == pytest.approx(target[key], abs=0.02) for key in target if key != "counts")
+    for prefix, name in (("target", "metrics.json"), ("val_target", "metrics_val.json")):  # of test or held-out images
+        if f"{prefix}_pre_acc" in last and (run / name).exists():
+            target = json.loads((run / name).read_text()).get("target", {})  # a study measures held-out images alone
+            assert all(last[f"{prefix}_{key}"] == pytest.approx(target[key], abs=0.02) for key in target
+                       if key != "counts")
 
 
 def test_a_goal_that_is_not_met_is_missed():

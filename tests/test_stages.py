@@ -147,7 +147,8 @@ def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path
 
 
 @pytest.mark.parametrize("flags,moved", [
-    (["--bn_stats", "frozen"], {"weights"}), (["--bn_stats", "updated"], {"weights", "statistics"}),
+    (["--bn_stats", "frozen"], {"weights"}), (["--bn_stats", "updated"], {"weights", "statistics", "T_r's"}),
+    (["--bn_stats", "target"], {"weights", "statistics"}), (["--bn_stats", "deposit"], {"weights", "T_r's"}),
     (["--upper", "trained"], {"weights", "upper"}),
 ])
 def test_switches_of_what_is_frozen(chain, tmp_path, flags, moved):
@@ -163,6 +164,8 @@ def test_switches_of_what_is_frozen(chain, tmp_path, flags, moved):
 
     assert changed("layer1.0.conv1.weight") == ("weights" in moved)
     assert changed("layer1.0.bn1.running_mean", "layer1.0.bn1.running_var") == ("statistics" in moved)
+    module = load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["tensors"]
+    assert torch.equal(module["stem.bn1.running_mean"], before["stem.bn1.running_mean"]) == ("T_r's" not in moved)
     assert changed("head.fc.weight", "layer3.0.conv1.weight") == ("upper" in moved)
     assert not changed("layer3.0.bn1.running_mean") or "upper" in moved
 
@@ -279,6 +282,9 @@ def test_validation_images_choose_settings(chain, tmp_path):
     metrics = json.loads((tmp_path / "metrics_val.json").read_text())
     assert sum(metrics["target"]["counts"]["total"]) == 12 == sum(metrics["original"]["counts"]["total"])
     assert "target" not in json.loads((tmp_path / "metrics.json").read_text())
+    last = json.loads((tmp_path / "deposit_log.jsonl").read_text().splitlines()[-1])
+    assert last["val_target_pre_acc"] == pytest.approx(metrics["target"]["pre_acc"])
+    assert not any(name.startswith("target") for name in last)  # no test figure is shown before the end
 
 
 def test_a_finished_run_is_not_run_again(chain):
