@@ -130,7 +130,9 @@ TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Go
 VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
-# of the study's originals, which are not those of the other ablations
+# folder of the axes that were measured on another machine, in float32, with originals of their own
+ABLATIONS = dict.fromkeys(("losses", "split", "images"), "ablation")
+# of the withdrawal study's originals, which are not those of the ablations
 PRUNING_RUNS = ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json")
 PRUNING_COMMAND = f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2"
 TABLE3_CPU = f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 STUDENT_EPOCHS=3 VAL_FRACTION=0.1"
@@ -138,7 +140,7 @@ TABLE3_CPU = f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 STUDENT_EPOCHS=3 VAL_FRA
 OTHER_BIRDS = {f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}
 CUB127 = ("IMAGE_SIZE=112 EPOCHS=60 VAL_FRACTION=0.1 DATA_DIR=<the part of CUB-200-2011> "
           "bash scripts/2_table1_cub200.sh 0")
-CUB50 = "ARCH=resnet8 EPOCHS=100 DEPOSIT_EPOCHS=60 IMAGE_SIZE=64 DATA_DIR=<the part of CUB-200-2011>"
+CUB50 = "ARCH=resnet8 SPLIT_AT=3 EPOCHS=100 DEPOSIT_EPOCHS=60 IMAGE_SIZE=64 DATA_DIR=<the part of CUB-200-2011>"
 
 TABLES = {
     "quickstart": Table("digits", "bash scripts/0_quickstart.sh", ("quickstart/seed*/metrics.json",)),
@@ -177,17 +179,16 @@ TABLES = {
         paper=PAPER["cifar10"], goals={"Original": {"Avg Acc": Goal(">=", 94)}, **CIFAR10_GOALS}),
     "cub200": Table("CUB-200-2011", "INDEPENDENT=1 bash scripts/2_table1_cub200.sh 0 1 2",
                     ("cub200/seed*/metrics.json",), paper=PAPER["cub200"], goals=CUB_GOALS),
-    **{f"cub127_resnet18_cut{n}": Table(
-        "CUB-127 (cropped)", f"{CUB127}; deposit with the flags in its log",
-        (f"cub127_resnet18_cut{n}/seed*/metrics.json",), paper=OTHER_BIRDS,
-        goals={"Original": {"Avg Acc": Goal(">=", 50)}, **CUB_GOALS}) for n in (3, 4)},
+    **{name: Table("CUB-127 (cropped)", f"{CUB127}{more}", (f"{name}/seed*/metrics.json",), paper=OTHER_BIRDS,
+                   goals={"Original": {"Avg Acc": Goal(">=", 50)}, **CUB_GOALS})
+       for name, more in (("cub127_resnet18", ", deposit with --prune_ratio 0.51"), ("cub127_resnet18_prune03", ""))},
     "cub127_settings": Table(
         "CUB-127 (cropped), held-out images", "train_deposit.py with the flags in each log",
-        ("cub127_settings/*/seed*/metrics_val.json", "cub127_resnet18_cut*/seed*/metrics_val.json"), study_columns,
+        ("cub127_settings/*/seed*/metrics_val.json", "cub127_resnet18*/seed*/metrics_val.json"), study_columns,
         corner="setting"),
     "cub50_resnet8": Table(
-        "CUB-50", f"{CUB50} bash scripts/2_table1_cub200.sh 0 1 2", ("cub50_resnet8/seed*/metrics.json",),
-        paper=OTHER_BIRDS, goals=CUB_GOALS),
+        "CUB-50", f"{CUB50} bash scripts/2_table1_cub200.sh 0 1 2, the deposit with the flags in each log",
+        ("cub50_resnet8/seed*/metrics.json",), paper=OTHER_BIRDS, goals=CUB_GOALS),
     "cub50_resnet8_split2": Table("CUB-50", "as cub50_resnet8, seed 0, with --split_at 2 --lambda_kp 1 --lambda_at 300",
                                   ("cub50_resnet8_split2/seed*/metrics.json",)),
     "cub50_resnet8_kp5": Table("CUB-50", "as cub50_resnet8_split2, with --lambda_kp 5 in place of 1",
@@ -208,11 +209,9 @@ TABLES = {
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
-        tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
+        tuple(f"{ABLATIONS.get(axis, 'ablation_bf16')}/{pattern}" for pattern in ablation.run_patterns(axis)),
         partial(ablation.ablation_columns, axis), corner=title)
-       for axis, (title, _) in ablation.AXES.items() if axis != "pruning"},
-    "ablation_pruning": Table(VAL, PRUNING_COMMAND, PRUNING_RUNS, partial(ablation.ablation_columns, "pruning"),
-                              corner="pruning ratio"),
+       for axis, (title, _) in ablation.AXES.items()},
 }
 
 

@@ -121,8 +121,8 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     with tarfile.open(data / ARCHIVE, "w:gz") as tar:
         tar.add(made, NAME)
     shutil.rmtree(made)
-    status, text, _ = run_shell("scripts/2_table1_cub200.sh", ARCH="resnet8", EPOCHS=1, DEPOSIT_EPOCHS=1, IMAGE_SIZE=16,
-                                DATA_DIR=data, SAVE=save)
+    status, text, _ = run_shell("scripts/2_table1_cub200.sh", ARCH="resnet8", SPLIT_AT=3, EPOCHS=1, DEPOSIT_EPOCHS=1,
+                                IMAGE_SIZE=16, DATA_DIR=data, SAVE=save)
     assert status == 0, text
     table, save = (save / "table1.md").read_text(), save / "seed0"
     assert "| 50.33 | 51.64 | 53.21 |" in table and "| 49.81 | - | 54.01 |" in table
