@@ -135,7 +135,8 @@ ABLATIONS = dict.fromkeys(("losses", "split", "images"), "ablation")
 # of the withdrawal study's originals, which are not those of the ablations
 PRUNING_RUNS = ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json")
 PRUNING_COMMAND = f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2"
-TABLE3_CPU = f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 STUDENT_EPOCHS=3 VAL_FRACTION=0.1"
+TABLE3_CPU = (f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 VAL_FRACTION=0.1 STUDENT_EPOCHS={{}} "
+              "bash scripts/3_table3_transferability.sh 0 1 2").format
 # of other classes than ours, so no figure of the ledger stands for the other
 OTHER_BIRDS = {f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}
 CUB127 = ("IMAGE_SIZE=112 EPOCHS=60 VAL_FRACTION=0.1 DATA_DIR=<the part of CUB-200-2011> "
@@ -197,16 +198,16 @@ TABLES = {
                             ("cub50_settings/*/seed*/metrics_val.json",), study_columns, corner="setting"),
     "table3": Table("CIFAR-10", "bash scripts/3_table3_transferability.sh 0 1 2", ("table3/*/*/seed*/metrics.json",),
                     table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
-    "table3_cpu": Table(JPEG, f"{TABLE3_CPU} bash scripts/3_table3_transferability.sh 0 1 2",
-                        ("table3_cpu/*/*/seed*/metrics.json",), table3.table3_columns, goals=TABLE3_GOALS,
-                        corner=table3.CORNER),
+    **{name + ending: Table(data, command, (f"{name}/*/*/seed*/metrics{ending}.json",), table3.table3_columns,
+                            goals=TABLE3_GOALS, corner=table3.CORNER)
+       for name, command in (("table3_cpu", TABLE3_CPU(3)),
+                             ("table3_8epochs", TABLE3_CPU(8) + ", its attention students"))
+       for data, ending in ((JPEG, ""), (VAL, "_val"))},
     "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
                             ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'; those of 0 and 100 are among the ablations",
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
-    "table3_cpu_val": Table(VAL, "as table3_cpu", ("table3_cpu/*/*/seed*/metrics_val.json",),
-                            table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
         tuple(f"{ABLATIONS.get(axis, 'ablation_bf16')}/{pattern}" for pattern in ablation.run_patterns(axis)),
