@@ -131,7 +131,7 @@ VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
 # folder of the axes that were measured on another machine, in float32, with originals of their own
-ABLATIONS = dict.fromkeys(("losses", "split", "images"), "ablation")
+ABLATIONS = dict.fromkeys(("losses", "split"), "ablation")
 # of the withdrawal study's originals, which are not those of the ablations
 PRUNING_RUNS = ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json")
 PRUNING_COMMAND = f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2"
