@@ -228,12 +228,12 @@ def main(args):
     for split in original_counts:  # and a folder of another partition before the training
         read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
-    # images held out are there to choose settings by: where there are any, no test figure is shown before the end
-    shown_split, prefix = ("val", "val_target") if partition.val_fraction else ("test", "target")
+    logged = partition.logged_split
+    prefix = "target" if logged == "test" else f"{logged}_target"
 
     with distributed.rank_0_first():
         images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-        shown = load_if_there(partition, args.data_dir, shown_split, "no accuracies will be logged")
+        shown = load_if_there(partition, args.data_dir, logged, "no accuracies will be logged")
     if args.images_per_class is not None:
         images = first_images(images, args.images_per_class, args.seed)
     images = images.to(runtime.device)
@@ -257,7 +257,7 @@ def main(args):
             counts = evaluate(lambda x, y: {"target": networks.upper(networks.target(x))}, shown,
                               partition.num_classes, runtime)
             figures.update({f"{prefix}_{name}": value for name, value in
-                            table1(counts["target"], partition, original_counts[shown_split]).items()})
+                            table1(counts["target"], partition, original_counts[logged]).items()})
         training.end_epoch(epoch, figures)
 
     if distributed.rank > 0:

@@ -111,7 +111,7 @@ def main(args):
     optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, network=network)
     parallel = distributed.parallel(network)
-    shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
+    shown = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
         figures[f"{shown}_acc"] = percent(count_correct(network, evaluation[shown], len(classes), runtime))

@@ -130,11 +130,6 @@ TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Go
 VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
-# folder of the axes that were measured on another machine, in float32, with originals of their own
-ABLATIONS = dict.fromkeys(("losses", "split"), "ablation")
-# of the withdrawal study's originals, which are not those of the ablations
-PRUNING_RUNS = ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json")
-PRUNING_COMMAND = f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2"
 TABLE3_CPU = (f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 VAL_FRACTION=0.1 STUDENT_EPOCHS={{}} "
               "bash scripts/3_table3_transferability.sh 0 1 2").format
 # of other classes than ours, so no figure of the ledger stands for the other
@@ -159,7 +154,10 @@ TABLES = {
                               ("withdrawal/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     "withdrawal_resnet8": Table(VAL, f"{CPU} bash scripts/6_withdrawal.sh 0 1 2",
                                 ("withdrawal_resnet8/*/seed*/metrics_val.json",), study_columns, corner="variant"),
-    "withdrawal_pruning": Table(VAL, PRUNING_COMMAND, PRUNING_RUNS, study_columns, corner="pruning ratio"),
+    "withdrawal_pruning": Table(
+        VAL, f"AXES=pruning {CPU} bash scripts/5_ablation.sh 0 1 2",
+        ("withdrawal_resnet8/default/seed*/metrics_val.json", "withdrawal_pruning/*/seed*/metrics_val.json"),
+        study_columns, corner="pruning ratio"),
     "withdrawal_explored": Table(VAL, "train_deposit.py with the flags in each log",
                                  ("withdrawal_explored/*/seed*/metrics_val.json",), study_columns, corner="variant"),
     **{trial: Table(VAL, "train_deposit.py with the flags in its log", (f"deposit_defaults/{trial}/metrics_val.json",))
@@ -208,9 +206,11 @@ TABLES = {
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'; those of 0 and 100 are among the ablations",
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
+    # two axes were measured on another machine, in float32, with originals of their own
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
-        tuple(f"{ABLATIONS.get(axis, 'ablation_bf16')}/{pattern}" for pattern in ablation.run_patterns(axis)),
+        tuple(f"{'ablation' if axis in ('losses', 'split') else 'ablation_bf16'}/{pattern}"
+              for pattern in ablation.run_patterns(axis)),
         partial(ablation.ablation_columns, axis), corner=title)
        for axis, (title, _) in ablation.AXES.items()},
 }

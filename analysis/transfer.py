@@ -113,7 +113,7 @@ def main(args):
         return {**{key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")},
                 "counts": counts}
 
-    shown = "val" if "val" in evaluation else "test"  # for the log alone: the last epoch is what is kept
+    shown = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
         figures.update({f"{shown}_{key}": value for key, value in measure(shown).items() if key != "counts"})

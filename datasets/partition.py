@@ -58,6 +58,12 @@ class Partition:
         return {"all": list(range(self.num_classes)), "deposit": self.deposit_classes,
                 "preservation": self.preserved_classes}[subset]
 
+    @property
+    def logged_split(self):
+        """The split whose accuracies a stage logs at each epoch: "val", whose images are there to choose settings by, or
+        "test" when none are held out."""
+        return "val" if self.val_fraction else "test"
+
     def counts(self):
         """{split: {subset: number of samples}}; train excludes what is held out as val."""
         counts = {}

@@ -75,6 +75,8 @@ def test_figures_are_backed_by_their_logs(run):
     for path in run.glob("metrics*.json"):
         metrics = json.loads(path.read_text())
         assert metrics["partition_hash"] == records[0]["settings"]["partition"]
+    if (run / "metrics.json").exists() and "target" in json.loads((run / "metrics.json").read_text()):
+        assert "target_pre_acc" in last or ("val_target_pre_acc" in last and (run / "metrics_val.json").exists())
     for prefix, name in (("target", "metrics.json"), ("val_target", "metrics_val.json")):  # of test or held-out images
         if f"{prefix}_pre_acc" in last and (run / name).exists():
             target = json.loads((run / name).read_text()).get("target", {})  # a study measures held-out images alone
