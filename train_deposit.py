@@ -216,15 +216,17 @@ def main(args):
     original = network_of(content, partition, original_path)
     settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision"),
                            partition=partition.hash, precision=runtime.precision, original=content["checksum"])
-    out = os.path.join(args.save_path, "deposit.pt")
-    if already_done(out, "deposit", "deposit", settings):
+    out, target_out = (os.path.join(args.save_path, name) for name in ("deposit.pt", "target.pt"))
+    original_counts = counts_of(content, original_path)
+    if already_done(out, "deposit", "deposit", settings, beside=[target_out]) is not None:
+        if distributed.rank == 0:
+            record_original(args.save_path, partition, original_counts)
         return
     split_network(original, args.split_at)  # an impossible cut is told before the data are read
     fewest = min(len(partition.rows("train", c)) for c in partition.deposit_classes)
     if args.images_per_class is not None and args.images_per_class > fewest:
         raise UserError(f"--images_per_class {args.images_per_class}: a deposit class has {fewest} training images, "
                         f"no more")
-    original_counts = counts_of(content, original_path)
     for split in original_counts:  # and a folder of another partition before the training
         read_metrics(metrics_path(args.save_path, split), partition)
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
@@ -266,7 +268,7 @@ def main(args):
     fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
     upper = networks.upper.state_dict()
     record_original(args.save_path, partition, original_counts)
-    target = save_checkpoint(os.path.join(args.save_path, "target.pt"), "target",
+    target = save_checkpoint(target_out, "target",
                              {**networks.target.state_dict(), **upper}, **fits)
     # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
     save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, target=target,

@@ -9,7 +9,7 @@ from datasets import batches, load_images, make_partition, read_partition
 from datasets.batches import steps_per_epoch
 from datasets.partition import save_partition
 from models import ARCHITECTURES, build_network
-from models.files import describe
+from models.files import counts_of, describe
 from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, make_parser, run
@@ -86,6 +86,16 @@ def count_correct(network, images, num_classes, runtime):
     return evaluate(lambda x, y: {"network": network(x)}, images, num_classes, runtime)["network"]
 
 
+def record(save_path, partition, subset, counts):
+    """Write this network's part of Table 1 into the metrics files; counts: {split: counts over its classes}."""
+    if distributed.rank > 0:
+        return
+    if subset == "all":
+        record_original(save_path, partition, counts)
+    else:
+        record_independent(save_path, partition, partition.classes(subset), counts)
+
+
 def main(args):
     runtime = Runtime(args)
     partition = obtain_partition(args)
@@ -94,7 +104,9 @@ def main(args):
     settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision"),
                            partition=partition.hash, precision=runtime.precision)
     out = os.path.join(args.save_path, f"{name}.pt")
-    if already_done(out, kind, name, settings):
+    done = already_done(out, kind, name, settings)
+    if done is not None:
+        record(args.save_path, partition, args.subset, counts_of(done, out))
         return
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
@@ -120,10 +132,7 @@ def main(args):
     counts = {split: count_correct(network, part, len(classes), runtime) for split, part in evaluation.items()}
     if distributed.rank > 0:
         return
-    if kind == "original":
-        record_original(args.save_path, partition, counts)
-    else:
-        record_independent(args.save_path, partition, classes, counts)
+    record(args.save_path, partition, args.subset, counts)
     # the checkpoint last: it says that the stage is complete
     save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
                     settings=settings, counts=counts)

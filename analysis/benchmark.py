@@ -123,13 +123,13 @@ def reference_original(args, device, root):
 
 
 def reference_deposit(args, device, root, partition):
-    """steps -> None: the deposit's losses, each branch with its own forward through both parts."""
+    """steps -> None: the deposit's losses, T0 and each branch with a forward of its own through both parts."""
     stage = stage_args(train_deposit, args)
     lower, upper = split_network(build_network(args.arch, CLASSES, SIZE).to(device), stage.split_at)
     target = build_deposit_module(lower, 0, SIZE).train()
     deposit = build_deposit_module(lower, stage.prune_ratio, SIZE).train()
-    lower.eval()
-    upper.eval()
+    for original in (lower, upper):
+        original.requires_grad_(False).eval()
     optimizer = torch.optim.SGD([*target.parameters(), *deposit.parameters()], 0.01, 0.9, weight_decay=5e-4)
     loader = reference_loader(root, args, partition.deposit_classes)
     kept, gone = (torch.tensor(c, device=device) for c in (partition.preserved_classes, partition.deposit_classes))
@@ -143,12 +143,16 @@ def reference_deposit(args, device, root, partition):
     def steps(count):
         for _ in range(count):
             x, y = (t.to(device) for t in next(loader))
-            z_0, z_t, z_r = (upper(part(x)) for part in (lower, target, deposit))
-            recover = upper(target(x)).detach().clone()  # T~ is run as a network of its own
-            recover[:, gone] = upper(deposit(x))[:, gone]
+            with torch.no_grad():
+                f_0 = lower(x)
+                z_0 = upper(f_0)
+            f_t, f_r = target(x), deposit(x)
+            z_t, z_r = upper(f_t), upper(f_r)
+            recover = z_t.detach().clone()
+            recover[:, gone] = z_r[:, gone]
             terms = [F.cross_entropy(z_t, torch.randint(CLASSES, y.shape, device=device)),
-                     -100 * (attention(target(x)) - attention(lower(x))).pow(2).mean(),
-                     5 * kd(z_t[:, kept], z_0[:, kept].detach()), kd(z_r[:, gone], z_0[:, gone].detach()),
+                     -100 * (attention(f_t) - attention(f_0)).pow(2).mean(),
+                     5 * kd(z_t[:, kept], z_0[:, kept]), kd(z_r[:, gone], z_0[:, gone]),
                      0.1 * F.cross_entropy(recover, y)]
             optimizer.zero_grad()
             sum(terms).backward()

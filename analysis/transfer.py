@@ -13,7 +13,7 @@ from datasets import batches, load_images
 from datasets.batches import steps_per_epoch
 from models import ARCHITECTURES, build_network
 from models.cnn import build_cnn
-from models.files import describe, network_of, read
+from models.files import counts_of, describe, network_of, read
 from train_scratch import count_correct, evaluation_sets
 from utils import losses
 from utils.checkpoint import save_checkpoint
@@ -84,13 +84,29 @@ def train_one_epoch(student, teacher, optimizer, images, runtime, run, args, epo
     return meter.means()
 
 
+def accuracies(counts, partition):
+    """Pre, Dep and Avg Acc of a student, which has no F."""
+    return {key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")}
+
+
+def record(args, partition, teacher, counts):
+    """Write the student's figures into the metrics files; teacher: its kind of checkpoint, counts: {split: counts}."""
+    for split, of_split in counts.items():
+        figures = accuracies(of_split, partition)
+        write_metrics(metrics_path(args.save_path, split), partition,
+                      student={**figures, "counts": of_split, "teacher": teacher, "distillation": args.distillation})
+        print(f"{split}: Pre Acc {figures['pre_acc']:.2f}, Dep Acc {figures['dep_acc']:.2f}")
+
+
 def main(args):
     runtime = Runtime(args)
     content, partition = read(args.teacher, ("original", "target"))
     settings = settings_of(args, leave_out=("save_path", "data_dir", "teacher", "device", "precision"),
                            precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
     out = os.path.join(args.save_path, "student.pt")
-    if already_done(out, "student", "student", settings):
+    done = already_done(out, "student", "student", settings)
+    if done is not None:
+        record(args, partition, content["kind"], counts_of(done, out))
         return
     training = TrainingRun(args.save_path, "student", settings, runtime, args.epochs)
     teacher = runtime.place(network_of(content, partition, args.teacher)).requires_grad_(False)
@@ -104,27 +120,21 @@ def main(args):
     student = runtime.place(build_cnn(len(classes)) if args.student == "cnn" else
                             build_network(args.student, len(classes), partition.image_size))
     if args.compile:
-        student.compile()
+        for part in (*student, *teacher):  # called one by one
+            part.compile()
     optimizer = make_optimizer(student.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, student=student)
-
-    def measure(split):
-        counts = count_correct(student, evaluation[split], len(classes), runtime)
-        return {**{key: value for key, value in table1(counts, partition).items() if key.endswith("_acc")},
-                "counts": counts}
 
     shown = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
-        figures.update({f"{shown}_{key}": value for key, value in measure(shown).items() if key != "counts"})
+        counts = count_correct(student, evaluation[shown], len(classes), runtime)
+        figures.update({f"{shown}_{key}": value for key, value in accuracies(counts, partition).items()})
         training.end_epoch(epoch, figures)
-    for split in evaluation:
-        figures = measure(split)
-        write_metrics(metrics_path(args.save_path, split), partition,
-                      student={**figures, "teacher": content["kind"], "distillation": args.distillation})
-        print(f"{split}: Pre Acc {figures['pre_acc']:.2f}, Dep Acc {figures['dep_acc']:.2f}")
+    counts = {split: count_correct(student, part, len(classes), runtime) for split, part in evaluation.items()}
+    record(args, partition, content["kind"], counts)
     save_checkpoint(out, "student", student.state_dict(), **describe(args.student, classes, partition),
-                    settings=settings)
+                    settings=settings, counts=counts)
     training.finish()
     print(f"wrote {out}")
 

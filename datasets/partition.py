@@ -166,11 +166,18 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
         for name, sample in zip(names, samples[split]):
             if sample["count"] == 0:
                 raise UserError(f"class '{name}' has no {split} image in {data_dir}")
+    for name, sample in zip(names, samples["train"]):
+        if round(val_fraction * sample["count"]) == sample["count"]:
+            raise UserError(f"--val_fraction {val_fraction} leaves class '{name}' no training image: lower it")
     mean, std = _pixel_statistics(source)
     source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
-    return Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
-                     deposit_classes=deposit, preserved_classes=[c for c in range(len(names)) if c not in deposit],
-                     draw=draw, seed=seed, val_fraction=val_fraction, mean=mean, std=std, samples=samples)
+    partition = Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
+                          deposit_classes=deposit, preserved_classes=[c for c in range(len(names)) if c not in deposit],
+                          draw=draw, seed=seed, val_fraction=val_fraction, mean=mean, std=std, samples=samples)
+    if val_fraction and 0 in partition.counts()["val"].values():
+        raise UserError(f"--val_fraction {val_fraction} holds out no image of the deposit or of the preservation set: "
+                        f"raise it, or leave it out")
+    return partition
 
 
 def _listed_classes(listed, names):

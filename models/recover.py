@@ -29,11 +29,12 @@ def spread_ratio(original_logits, target_logits, preserved):
     """s = spread of g(z_0) / spread of g(z_T), over images of D_r.
 
     Spread: root mean square, over images, of the deviation of an image's preserved logits from their
-    own mean. L_kp is blind to exactly this scale; s gives it back. Logits (n, classes) -> float.
+    own mean. L_kp is blind to exactly this scale; s gives it back. 1 where there is no spread, as of a single
+    preserved class. Logits (n, classes) -> float.
     """
     spreads = [(z - z.mean(1, keepdim=True)).square().mean().sqrt()
                for z in (select(original_logits.double(), preserved), select(target_logits.double(), preserved))]
-    return (spreads[0] / spreads[1].clamp_min(1e-12)).item()
+    return (spreads[0] / spreads[1]).item() if all(spreads) else 1.0
 
 
 def preserved_margin(logits, preserved, deposit):
@@ -64,7 +65,7 @@ def calibrated(z_t, z_r, preserved, deposit, calibration):
     return z_r.index_copy(1, preserved, merged.to(z_r.dtype))
 
 
-# Weight of T's verdict in `evidence`; chosen on held-out images (results/withdrawal.md).
+# Weight of T's verdict in `evidence`: our choice, no log compares it with another.
 EVIDENCE = 0.5
 
 

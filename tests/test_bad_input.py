@@ -211,6 +211,22 @@ def test_images_are_checked_before_the_manifest_is_written(folder, tmp_path):
 
 # settings
 
+@pytest.mark.parametrize("fraction,word", [(0.01, "holds out no image"), (0.9, "no training image")])
+def test_a_senseless_validation_fraction_is_refused(tmp_path, fraction, word):
+    make_folder(tmp_path / "data", train=4)
+    line = fail("partition_data.py", "--dataset", "folder", "--data_dir", tmp_path / "data", "--val_fraction", fraction,
+                "--out", tmp_path / "run" / "partition.json")
+    assert word in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags,word", [(["--warmup_epochs", "2"], "at the full rate"),
+                                        (["--schedule", "step"], "no milestone within --epochs 2")])
+def test_a_schedule_that_would_do_nothing_is_refused(chain, tmp_path, flags, word):
+    save, data = chain
+    line = fail("train_deposit.py", *deposit_flags(tmp_path, data, save / "original.pt"), *flags, unchanged=tmp_path)
+    assert word in line
+
+
 @pytest.mark.parametrize("split_at", [0, 4, -1, "two"])
 def test_an_impossible_split_is_refused(chain, tmp_path, split_at):
     save, data = chain

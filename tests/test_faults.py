@@ -143,6 +143,18 @@ def test_a_log_that_was_edited_or_is_of_another_run_is_not_continued(chain, tmp_
     assert "another deposit run (lr" in fail("train_deposit.py", *flags, "--lr", "0.5", unchanged=save)
 
 
+def test_a_run_begun_anew_logs_its_own_figures(chain, tmp_path, monkeypatch):
+    flags = deposit_flags(tmp_path, chain)
+    interrupted_deposit(flags, monkeypatch)
+    (tmp_path / "deposit_state.pt").unlink()
+    log = tmp_path / "deposit_log.jsonl"
+    log.write_text(log.read_text().replace('"l_kp": ', '"l_kp": 1'))
+    succeed("train_deposit.py", *flags)
+    _, *ours = [json.loads(line) for line in log.read_text().splitlines()]
+    _, *theirs = [json.loads(line) for line in (chain[0] / "deposit_log.jsonl").read_text().splitlines()]
+    assert [record["l_kp"] for record in ours] == [record["l_kp"] for record in theirs]
+
+
 def interrupted_deposit(flags, monkeypatch, epoch=1):
     """A deposit that is stopped at the start of an epoch."""
     import train_deposit

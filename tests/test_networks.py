@@ -146,6 +146,11 @@ def test_released_rule_chooses_by_the_label():
     assert "released" not in MERGE_RULES
 
 
+def test_a_single_preserved_class_has_no_spread_and_keeps_its_scale():
+    z = torch.randn(5, 4)
+    assert spread_ratio(z, 2 * z, torch.tensor([1])) == 1.0
+
+
 def test_spread_ratio_by_hand():
     z_0 = torch.tensor([[0.0, 9.0, 4.0], [5.0, 9.0, 1.0]])   # preserved columns 0 and 2: deviations 2 and 2
     z_t = torch.tensor([[7.0, -3.0, 8.0], [3.0, 0.0, 4.0]])  # deviations 0.5 and 0.5

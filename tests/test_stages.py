@@ -295,6 +295,32 @@ def test_a_finished_run_is_not_run_again(chain):
     assert ((save / "deposit.pt").stat().st_mtime_ns, (save / "deposit_log.jsonl").read_bytes()) == before
 
 
+def test_lost_figures_and_files_are_made_again_by_the_stages(chain, tmp_path):
+    save, data = chain
+    shutil.copytree(save, tmp_path, dirs_exist_ok=True)
+    figures = json.loads((save / "metrics.json").read_text())
+    flags = ["--save_path", tmp_path, "--data_dir", data]
+    (tmp_path / "metrics.json").unlink()
+    assert "nothing to do" in succeed("train_scratch.py", *flags, *TINY, "--arch", "resnet8")
+    assert json.loads((tmp_path / "metrics.json").read_text())["original"] == figures["original"]
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "target.pt").unlink()
+    assert "wrote target.pt" in succeed("train_deposit.py", *flags, *TINY)
+    succeed("withdraw.py", *flags, "--device", "cpu", "--precision", "fp32")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == figures
+
+
+def test_a_single_preserved_class_can_be_withdrawn(chain, tmp_path):
+    save, data = chain
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant,bee,cow",
+            "--out", tmp_path / "partition.json")
+    flags = ["--save_path", tmp_path, "--data_dir", data]
+    succeed("train_deposit.py", *flags, "--original", save / "original.pt", "--partition", tmp_path / "partition.json",
+            *TINY)
+    succeed("withdraw.py", *flags, "--device", "cpu", "--precision", "fp32")
+    assert load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["calibration"]["scale"] == 1.0
+
+
 def test_defaults_find_each_other(tmp_path, monkeypatch):
     """Only --save_path: CIFAR-10 in ./data, a default partition, ResNet-18. The defaults of size are cut down."""
     import train_deposit
@@ -380,15 +406,18 @@ def test_the_benchmark_measures_both_steps_beside_the_reference(tmp_path):
     assert report["original"]["ours"]["flops_per_step"] == pytest.approx(8 * 6 * 12.4e6, rel=0.1)
 
 
-@pytest.mark.parametrize("script,parts", [("train_scratch.py", 1), ("train_deposit.py", 4)])
+@pytest.mark.parametrize("script,parts", [("train_scratch.py", 1), ("train_deposit.py", 4),
+                                          ("analysis/transfer.py", 10)])
 def test_compile_reaches_every_network(chain, tmp_path, monkeypatch, script, parts):
     save, data = chain
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    flags = (["--original", save / "original.pt"] if parts > 1 else
-             ["--partition", save / "partition.json", "--arch", "resnet8"])
+    flags = {"train_scratch.py": ["--partition", save / "partition.json", "--arch", "resnet8"],
+             "train_deposit.py": ["--original", save / "original.pt"],
+             "analysis/transfer.py": ["--teacher", save / "original.pt", "--student", "resnet8"]}[script]
     succeed(script, "--save_path", tmp_path, "--data_dir", data, *flags, *TINY, "--compile")
-    assert len(compiled) == parts  # lower_T, T_r, lower_0 and the shared upper part are four
+    # lower_T, T_r, lower_0 and the shared upper part are four; a student and its teacher have five layers each
+    assert len(set(compiled)) == parts
 
 
 def test_bfloat16_logits_are_those_of_float32_within_a_hundredth(chain):

@@ -94,6 +94,8 @@ def run(main, parser, argv=None, *, parallel=None):
     try:
         if distributed.ranks > 1:
             _refuse_what_needs_one_device(args, parallel)
+        if hasattr(args, "schedule"):
+            _refuse_a_schedule_that_does_nothing(args)
         main(args)
         distributed.leave()
     except UserError as error:
@@ -110,6 +112,15 @@ def run(main, parser, argv=None, *, parallel=None):
             raise
         sys.exit(_fail(parser.prog, "another process of this run has ended, for the reason above or in torchrun's "
                                     "report below; run the same command again to go on after the last whole epoch", 1))
+
+
+def _refuse_a_schedule_that_does_nothing(args):
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} at the full "
+                        f"rate: give fewer, or train longer")
+    if args.schedule == "step" and min(args.milestones) >= args.epochs:
+        raise UserError(f"--schedule step has no milestone within --epochs {args.epochs}, so the rate would never fall: "
+                        f"set --milestones")
 
 
 def _refuse_what_needs_one_device(args, parallel):

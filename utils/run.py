@@ -82,29 +82,30 @@ class TrainingRun:
 
     def _open_logs(self):
         os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
-        self._logged = set()
         if os.path.exists(self.log_path):
             with open(self.log_path, "rb") as file:
                 text = file.read()
-            whole = text.rfind(b"\n") + 1
-            digest, digests = hashlib.sha256(), set()
+            whole, end = text.rfind(b"\n") + 1, 0
+            digest, ends = hashlib.sha256(), {}
             for number, line in enumerate(text[:whole].splitlines(keepends=True), 1):
                 try:
                     record = json.loads(line)
-                    epoch = record.get("epoch", 0)
-                    if epoch > self.next_epoch:
-                        self._logged.add(epoch)
-                except (ValueError, AttributeError, TypeError, RecursionError):
+                    if not isinstance(record, dict) or type(record.get("epoch", 0)) is not int:
+                        raise ValueError
+                except (ValueError, RecursionError):
                     raise UserError(f"line {number} of {self.log_path} is no record of this run: mend that line, or "
                                     f"move the file away to begin a new log") from None
                 if "settings" in record:
                     refuse_other_settings(os.path.dirname(self.log_path), self.stage, record["settings"], self.settings)
                 digest.update(line)
-                digests.add(digest.hexdigest())
-            if self._state is not None and self._state.get("log") not in digests:
+                end += len(line)
+                ends[digest.hexdigest()] = end
+            if self._state is not None and self._state.get("log") not in ends:
                 raise UserError(f"{self.log_path} was changed after {self.state_path} was written: put it back, or "
                                 f"move the file away to begin a new log")
-            os.truncate(self.log_path, whole)  # a line that a kill cut short; its epoch runs again
+            # The log tells of the epochs that made the result, so what the state does not vouch for goes: an epoch
+            # whose state a kill prevented, which runs again, or all of a run that begins anew.
+            os.truncate(self.log_path, 0 if self._state is None else ends[self._state["log"]])
         self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": current_commit(),
                       "date": datetime.datetime.now().isoformat(timespec="seconds"),
                       **self.runtime.describe(), "settings": self.settings})
@@ -126,10 +127,8 @@ class TrainingRun:
         done = epoch + 1
         record = {"epoch": done, **figures,
                   "seconds": round((datetime.datetime.now() - self._started).total_seconds(), 2)}
-        # the log first: killed in between, the epoch runs again, gives the same figures and is not logged twice
-        if done not in self._logged:
-            self._append(record)
-        for name, value in figures.items():  # in any case: TensorBoard drops what an earlier start wrote of this epoch
+        self._append(record)  # the log first: killed in between, the epoch runs again and its line is cut off
+        for name, value in figures.items():
             if value is not None:
                 self._writer.add_scalar(name, value, done)
         self._writer.flush()
@@ -240,15 +239,19 @@ def refuse_other_settings(save_path, stage, found, wanted):
 
 
 @distributed.by_rank_0
-def already_done(path, kind, stage, settings):
-    """Whether `path` holds the finished result of these very settings; refuses that of others."""
+def already_done(path, kind, stage, settings, beside=()):
+    """The entries, but the tensors, of the checkpoint `path` when it and the files `beside` it are there: the finished
+    result of these very settings. None when one is missing; refuses the result of other settings."""
     if not os.path.exists(path):
-        return False
-    refuse_other_settings(os.path.dirname(path), stage, load_checkpoint(path, kind).get("settings"), settings)
+        return None
+    content = load_checkpoint(path, kind)
+    refuse_other_settings(os.path.dirname(path), stage, content.get("settings"), settings)
+    if not all(map(os.path.exists, beside)):
+        return None
     with contextlib.suppress(FileNotFoundError):  # left by a kill just after the result was written
         os.remove(os.path.join(os.path.dirname(path), f"{stage}_state.pt"))
     print(f"{path} is there already, trained with these settings: nothing to do", flush=True)
-    return True
+    return {name: value for name, value in content.items() if name != "tensors"}
 
 
 def current_commit():
