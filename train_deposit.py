@@ -7,7 +7,7 @@ import os
 import torch
 
 from datasets import batches, load_if_there, load_images, read_partition
-from datasets.batches import UNLIKE, steps_per_epoch
+from datasets.batches import UNLIKE, evaluation_batch_size, steps_per_epoch
 from models import build_deposit_module, cost, split_network
 from models.files import counts_of, describe, network_of, read
 from models.recover import Calibration, concat, preserved_margin, spread_ratio
@@ -18,6 +18,9 @@ from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, read_metrics, record_original, table1
 from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
 from utils.runtime import Runtime
+
+# the terms of L, each with its --lambda_<name>; L_at lies within L_kr
+WEIGHTED_LOSSES = ("kr", "kp", "pt", "re", "ft")
 
 
 def get_args_parser():
@@ -160,9 +163,9 @@ class Deposit(torch.nn.Module):
                                        args.temperature)
         l_ft = losses.feature_transfer(f_r, f_0, lambda mean: distributed.summed(mean * (real / len(y))))
         l_re = losses.recoverability(z_re, distributed.mine(y))
-        total = (args.lambda_kr * l_kr + args.lambda_kp * l_kp + args.lambda_pt * l_pt + args.lambda_re * l_re
-                 + args.lambda_ft * l_ft)
-        return {"l_kr": l_kr, "l_at": l_at, "l_kp": l_kp, "l_pt": l_pt, "l_re": l_re, "l_ft": l_ft, "loss": total}
+        terms = {"l_kr": l_kr, "l_at": l_at, "l_kp": l_kp, "l_pt": l_pt, "l_re": l_re, "l_ft": l_ft}
+        total = sum(getattr(args, f"lambda_{name}") * terms[f"l_{name}"] for name in WEIGHTED_LOSSES)
+        return {**terms, "loss": total}
 
 
 def first_images(images, count, seed):
@@ -190,11 +193,11 @@ def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):
 
 
 @torch.no_grad()
-def calibrate(networks, images, runtime, batch_size=1000):
+def calibrate(networks, images, runtime):
     """The Calibration of the merge rules, over D_r as it is (no augmentation), in eval mode."""
     networks.eval()
     z_0, z_t = [], []
-    for x, _ in batches(images, batch_size, runtime.device):
+    for x, _ in batches(images, evaluation_batch_size(images), runtime.device):
         with runtime.autocast():
             z_0.append(networks.original_upper(networks.original_lower(x)).float())
             z_t.append(networks.upper(networks.target(x)).float())

@@ -1,5 +1,6 @@
 """Stage 4, withdraw: from the target network T and the deposit module T_r alone, build the recover network T~, which
-knows all classes again. No training image is read and no gradient step is taken."""
+knows all classes again. The network is built without any image and without a gradient step; images, the test set's or
+those held out, only measure it."""
 
 import os
 

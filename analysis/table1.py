@@ -7,14 +7,14 @@ from types import NoneType
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
+from models import MERGE_RULES
 from utils.checkpoint import load_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
 from utils.metrics import TABLE1_ROWS
 
-# the merge rules that a table shows where metrics.json has them
-RULES = {"concat": "concat", "scaled": "scaled", "calibrated": "calibrated", "evidence": "evidence", "sum": "sum",
-         "branch": "z_Tr alone", "released": "released (reads label)"}
+# the rules that a table shows where metrics.json has them, by the names that it gives them
+RULES = {**{rule: rule for rule in MERGE_RULES}, "branch": "z_Tr alone", "released": "released (reads label)"}
 
 # Ye et al., ECCV 2022, Table 1
 PAPER = {

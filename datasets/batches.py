@@ -84,6 +84,12 @@ def batches(images, batch_size, device, *, generator=None, mine=every):
         yield normalise(pixels_of(images.images, rows, generator, images.flip, mine), mean, std), images.labels[rows]
 
 
+def evaluation_batch_size(images):
+    """1,000 images of up to 64 pixels; of larger ones fewer, so that the activations take no more memory."""
+    size = images.images.size if isinstance(images.images, RaggedImages) else images.images.shape[-1]
+    return max(1, int(1000 * min(1, 64**2 / size**2)))
+
+
 def steps_per_epoch(images, batch_size):
     """Number of batches that `batches` yields."""
     return -(-len(images) // batch_size)

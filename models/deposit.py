@@ -23,6 +23,9 @@ def stream_writers(lower):
     writers = []
     for layer in reversed(lower[1:]):
         for block in reversed(layer):
+            if type(block) not in _LAST_CONV:
+                raise UserError(f"{type(block).__name__} is missing in _LAST_CONV of models/deposit.py: name the "
+                                f"convolution that ends it, or do not prune (--prune_ratio 0)")
             writers.append(getattr(block, _LAST_CONV[type(block)]))
             if getattr(block, "downsample", None) is not None:
                 return writers + [block.downsample[0]]

@@ -71,7 +71,7 @@ def calibration_of(content, path):
 
 
 def load_network(path):
-    """The network in any of this project's checkpoints but deposit.pt, in eval mode, ready for
+    """The network in an original, independent, target or recover checkpoint, in eval mode, ready for
     ``network(datasets.batches.normalise(images, partition.mean, partition.std))``.
 
     Returns (network, partition). Raises UserError as :func:`utils.checkpoint.load_checkpoint` does.

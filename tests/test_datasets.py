@@ -16,8 +16,9 @@ from conftest import CLASSES, make_folder, served
 from PIL import Image
 
 from datasets import ImageSet, Partition, batches, load_images, make_partition, open_source
-from datasets.batches import UNLIKE, crop_and_flip, normalise, steps_per_epoch
+from datasets.batches import UNLIKE, crop_and_flip, evaluation_batch_size, normalise, steps_per_epoch
 from datasets.cache import FOLDER
+from datasets.ragged import RaggedImages
 from datasets.sources import FolderSource
 from utils.errors import UserError
 
@@ -329,3 +330,9 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(folder):
     (folder / FOLDER).write_text("a file where the cache's folder should be")
     images, _ = FolderSource(folder).load("test", [0])
     assert len(images) == 5
+
+
+@pytest.mark.parametrize("size,count", [(8, 1000), (64, 1000), (128, 250), (224, 81)])
+def test_larger_images_are_evaluated_in_smaller_batches(size, count):
+    for images in (torch.empty(2, 3, size, size, dtype=torch.uint8), RaggedImages([None, None], size)):
+        assert evaluation_batch_size(ImageSet(images, torch.zeros(2), [0.5] * 3, [0.5] * 3, flip=False)) == count

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from datasets.batches import batches
+from datasets.batches import batches, evaluation_batch_size
 from utils import distributed
 from utils.checkpoint import load_json, save_json, sealed
 from utils.errors import UserError
@@ -32,14 +32,15 @@ class ClassCounts:
 
 
 @torch.no_grad()
-def evaluate(forward, images, num_classes, runtime, batch_size=1000):
+def evaluate(forward, images, num_classes, runtime, batch_size=None):
     """Count correct answers of several networks in one pass.
 
     forward(x, y) -> {name: logits}; y is passed on for the released rule, which reads the label.
     images: a datasets.ImageSet on runtime.device. Returns {name: {"correct": [...], "total": [...]}}.
     """
     counts = {}
-    for x, y in batches(images, batch_size, runtime.device, mine=distributed.mine):
+    for x, y in batches(images, batch_size or evaluation_batch_size(images), runtime.device,
+                        mine=distributed.mine):
         y = distributed.mine(y)
         with runtime.autocast():
             outputs = forward(x, y)
