@@ -29,7 +29,8 @@ def get_args_parser():
     choice.add_argument("--deposit_classes", default=None,
                         help="names or ids of the deposit classes, separated by commas, instead of a draw")
     parser.add_argument("--draw", choices=["random", "first"], default="random",
-                        help="which classes are deposited, unless listed: drawn at random (paper) or the first (authors' code)")
+                        help="which classes are deposited, unless listed: drawn at random (paper) or the first "
+                             "(authors' code)")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0,
                         help="seed of the draw")
     parser.add_argument("--out", default=os.path.join("checkpoints", "lirf", "partition.json"),

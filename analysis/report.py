@@ -130,7 +130,7 @@ TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Go
 VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
 
-TABLE3_CPU = (f"{CPU} LAMBDA_AT='0 300' STUDENTS=resnet8 VAL_FRACTION=0.1 STUDENT_EPOCHS={{}} "
+TABLE3_CPU = (f"{CPU} LAMBDA_AT='0 {{}}' STUDENTS='{{}}' VAL_FRACTION=0.1 STUDENT_EPOCHS={{}} "
               "bash scripts/3_table3_transferability.sh 0 1 2").format
 # of other classes than ours, so no figure of the ledger stands for the other
 OTHER_BIRDS = {f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}
@@ -196,11 +196,19 @@ TABLES = {
                             ("cub50_settings/*/seed*/metrics_val.json",), study_columns, corner="setting"),
     "table3": Table("CIFAR-10", "bash scripts/3_table3_transferability.sh 0 1 2", ("table3/*/*/seed*/metrics.json",),
                     table3.table3_columns, table3.PAPER, TABLE3_GOALS, table3.CORNER),
-    **{name + ending: Table(data, command, (f"{name}/*/*/seed*/metrics{ending}.json",), table3.table3_columns,
-                            goals=TABLE3_GOALS, corner=table3.CORNER)
-       for name, command in (("table3_cpu", TABLE3_CPU(3)),
-                             ("table3_8epochs", TABLE3_CPU(8) + ", its attention students"))
+    **{name + ending: Table(data, command, tuple(f"{runs}/seed*/metrics{ending}.json" for runs in folders),
+                            table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER)
+       for name, command, folders in (
+           ("table3_cpu", TABLE3_CPU(300, "resnet8", 3), ("table3_cpu/*/*",)),
+           ("table3_8epochs", TABLE3_CPU(300, "cnn resnet8", 8) + ", its attention students", ("table3_8epochs/*/*",)),
+           ("table3_cut3", "SPLIT_AT=3 " + TABLE3_CPU(100, "resnet8", 8) + ", its attention students",
+            ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*")))
        for data, ending in ((JPEG, ""), (VAL, "_val"))},
+    "table3_cut3_weights": Table(
+        VAL, "as table3_cut3, seed 0, LAMBDA_AT='0 100 300'",
+        tuple(f"{runs}/seed0/metrics_val.json" for runs in
+              ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*", "table3_cut3_weights/*/*")),
+        table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
                             ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),

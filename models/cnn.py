@@ -16,7 +16,8 @@ def build_cnn(num_classes):
     for i, width in enumerate((32, 64, 128), 1):
         parts = [nn.MaxPool2d(2)] if i > 1 else []
         for _ in range(2):
-            parts += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            parts += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+                      nn.ReLU(inplace=True)]
             channels = width
         stages.append((f"layer{i}", nn.Sequential(*parts)))
     head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),

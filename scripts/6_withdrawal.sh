@@ -7,7 +7,7 @@
 #   DATASET=cifar10 DATA_DIR=data      CIFAR-10, or an image folder train/<class>/, test/<class>/
 #   VAL_FRACTION=0.1             share of the training images held out
 #   SAVE=checkpoints/withdrawal_$ARCH
-#   ORIGINALS=$SAVE/original     folder of the originals, seed<k> each, scripts 3 and 5 take the same if their settings agree
+#   ORIGINALS=$SAVE/original     folder of the originals, seed<k> each; scripts 3 and 5 take the same if settings agree
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0.1}
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-10} DEPOSIT_EPOCHS=${DEPOSIT_EPOCHS:-3}
