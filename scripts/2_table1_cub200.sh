@@ -14,7 +14,8 @@ DATASET=cub200 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-200} DEPOSIT_EPOCHS=${DEP
 SAVE=${SAVE:-checkpoints/table1_cub200_$ARCH}
 partition_flags=(--image_size "${IMAGE_SIZE:-224}" --download)
 # Thirty images a class: small batches for enough steps, a strong weight decay, a slow start.
-original_flags=(--batch_size 64 --lr 0.05 --weight_decay 1e-3 --warmup_epochs 5 --clip_norm 5)
+original_flags=(--batch_size 64 --lr 0.05 --weight_decay 1e-3 --clip_norm 5
+    --warmup_epochs $((EPOCHS < 50 ? EPOCHS / 10 : 5)))
 # D_r has 1,800 images: small batches again, for more steps than on CIFAR-10. Birds are told apart late: cut earlier, T
 # kept much of what it was to forget, or lost the preserved classes with it. At CIFAR-10's weight of 5, L_kp leaves L_kr no
 # room. L_kp's gradient through the noise of batches of 32 would take most of what --clip_norm lets pass, so lower_T keeps
