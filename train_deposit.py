@@ -222,8 +222,7 @@ def main(args):
     out, target_out = (os.path.join(args.save_path, name) for name in ("deposit.pt", "target.pt"))
     original_counts = counts_of(content, original_path)
     if already_done(out, "deposit", "deposit", settings, beside=[target_out]) is not None:
-        if distributed.rank == 0:
-            record_original(args.save_path, partition, original_counts)
+        record_original(args.save_path, partition, original_counts)
         return
     split_network(original, args.split_at)  # an impossible cut is told before the data are read
     fewest = min(len(partition.rows("train", c)) for c in partition.deposit_classes)
@@ -271,8 +270,7 @@ def main(args):
     fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
     upper = networks.upper.state_dict()
     record_original(args.save_path, partition, original_counts)
-    target = save_checkpoint(target_out, "target",
-                             {**networks.target.state_dict(), **upper}, **fits)
+    target = save_checkpoint(target_out, "target", {**networks.target.state_dict(), **upper}, **fits)
     # deposit.pt last: it says that the deposit is complete, and which target and upper part it fits
     save_checkpoint(out, "deposit", networks.deposit.state_dict(), **fits, target=target,
                     calibration=calibration._asdict(), upper=checksum({"tensors": upper}),

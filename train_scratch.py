@@ -88,8 +88,6 @@ def count_correct(network, images, num_classes, runtime):
 
 def record(save_path, partition, subset, counts):
     """Write this network's part of Table 1 into the metrics files; counts: {split: counts over its classes}."""
-    if distributed.rank > 0:
-        return
     if subset == "all":
         record_original(save_path, partition, counts)
     else:

@@ -98,6 +98,14 @@ def memory_columns(paths):
                       "seconds": lambda figures: figures["seconds"]})
 
 
+def tsne_columns(paths):
+    """{network and subset: {run: summary}} of analysis/tsne.py's files: % of neighbours that are of the class."""
+    runs = {os.path.basename(os.path.dirname(path)): [load_json(path)["neighbour_accuracy"]] for path in paths}
+    return summaries(runs, {f"{name}: {subset}": lambda near, network=network, key=key: near[network][key]
+                            for name, network in (("T0", "original"), ("T", "target"), ("T~", "recover"))
+                            for subset, key in (("preserved", "pre"), ("deposit", "dep"))})
+
+
 class Table(NamedTuple):
     """A table of the pages: <!-- table NAME --> ... <!-- end -->.
 
@@ -215,6 +223,8 @@ TABLES = {
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'; those of 0 and 100 are among the ablations",
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
+    "tsne": Table(f"{JPEG}, 3,000 test images", "SAVE=<run> DATA_DIR=<image folder> bash scripts/4_figure_tsne.sh",
+                  ("tsne_*/tsne.json",), tsne_columns, corner="run", logs="tsne.json"),
     # two axes were measured on another machine, in float32, with originals of their own
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",

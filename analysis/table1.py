@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.metrics import TABLE1_ROWS
 
 # the rules that a table shows where metrics.json has them, by the names that it gives them
-RULES = {**{rule: rule for rule in MERGE_RULES}, "branch": "z_Tr alone", "released": "released (reads label)"}
+RULES = {rule: rule for rule in MERGE_RULES} | {"branch": "z_Tr alone", "released": "released (reads label)"}
 
 # Ye et al., ECCV 2022, Table 1
 PAPER = {

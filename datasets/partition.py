@@ -76,7 +76,7 @@ class Partition:
     def _count(self, split, class_id):
         """Number of a class's samples in a split."""
         size = self.samples["test" if split == "test" else "train"][class_id]["count"]
-        held_out = 0 if split == "test" else round(self.val_fraction * size)
+        held_out = 0 if split == "test" else _held_out(self.val_fraction, size)
         return held_out if split == "val" else size - held_out
 
     def rows(self, split, class_id):
@@ -137,6 +137,11 @@ class Partition:
                 raise ValueError("its sample lists do not fit its classes")
 
 
+def _held_out(val_fraction, size):
+    """How many of a class's `size` training samples make up val."""
+    return round(val_fraction * size)
+
+
 def _hash(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -166,18 +171,19 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
         for name, sample in zip(names, samples[split]):
             if sample["count"] == 0:
                 raise UserError(f"class '{name}' has no {split} image in {data_dir}")
-    for name, sample in zip(names, samples["train"]):
-        if round(val_fraction * sample["count"]) == sample["count"]:
+    preserved = [c for c in range(len(names)) if c not in deposit]
+    held_out = [_held_out(val_fraction, sample["count"]) for sample in samples["train"]]
+    for name, sample, count in zip(names, samples["train"], held_out):
+        if count == sample["count"]:
             raise UserError(f"--val_fraction {val_fraction} leaves class '{name}' no training image: lower it")
-    mean, std = _pixel_statistics(source)
-    source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
-    partition = Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
-                          deposit_classes=deposit, preserved_classes=[c for c in range(len(names)) if c not in deposit],
-                          draw=draw, seed=seed, val_fraction=val_fraction, mean=mean, std=std, samples=samples)
-    if val_fraction and 0 in partition.counts()["val"].values():
+    if val_fraction and not all(sum(held_out[c] for c in subset) for subset in (deposit, preserved)):
         raise UserError(f"--val_fraction {val_fraction} holds out no image of the deposit or of the preservation set: "
                         f"raise it, or leave it out")
-    return partition
+    mean, std = _pixel_statistics(source)
+    source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
+    return Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
+                     deposit_classes=deposit, preserved_classes=preserved, draw=draw, seed=seed,
+                     val_fraction=val_fraction, mean=mean, std=std, samples=samples)
 
 
 def _listed_classes(listed, names):

@@ -44,7 +44,8 @@ def deposit_module_of(content, partition, path):
 
 
 def counts_of(content, path):
-    """{split: {"correct", "total"}} of an original checkpoint: its answers on the test set, a number a class."""
+    """{split: {"correct", "total"}} of an original, independent or student checkpoint: its answers, a number a
+    class."""
     counts = content.get("counts")
     try:
         if not {"test"} <= counts.keys() <= {"test", "val"}:  # they become names of files

@@ -8,7 +8,7 @@ import torch
 
 from models import (ARCHITECTURES, MERGE_RULES, Calibration, RecoverNetwork, build_deposit_module, build_network, cost,
                     split_network)
-from models.deposit import shape_like
+from models.deposit import shape_like, stream_writers
 from models.recover import (EVIDENCE, branch, calibrated, concat, evidence, preserved_margin, released, scaled,
                             spread_ratio, total)
 from utils.errors import UserError
@@ -144,6 +144,11 @@ def test_released_rule_chooses_by_the_label():
     merged = released(z_t, z_r, PRESERVED, DEPOSIT, Calibration(2.0, 0.5), labels)
     assert merged.tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]]
     assert "released" not in MERGE_RULES
+
+
+def test_a_block_that_pruning_does_not_know_is_named():
+    with pytest.raises(UserError, match="Identity is missing in _LAST_CONV"):
+        stream_writers(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Sequential(torch.nn.Identity())))
 
 
 def test_a_single_preserved_class_has_no_spread_and_keeps_its_scale():

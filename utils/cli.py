@@ -119,8 +119,8 @@ def _refuse_a_schedule_that_does_nothing(args):
         raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} at the full "
                         f"rate: give fewer, or train longer")
     if args.schedule == "step" and min(args.milestones) >= args.epochs:
-        raise UserError(f"--schedule step has no milestone within --epochs {args.epochs}, so the rate would never fall: "
-                        f"set --milestones")
+        raise UserError(f"--schedule step has no milestone within --epochs {args.epochs}, so the rate would never "
+                        f"fall: set --milestones")
 
 
 def _refuse_what_needs_one_device(args, parallel):

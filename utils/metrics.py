@@ -104,7 +104,9 @@ def read_metrics(path, partition):
 
 
 def write_metrics(path, partition, **entries):
-    """Put entries into metrics.json, beside what is there of the same partition."""
+    """Put entries into metrics.json, beside what is there of the same partition; of several ranks, the first writes."""
+    if distributed.rank > 0:
+        return
     save_json(path, sealed({**read_metrics(path, partition), "partition_hash": partition.hash, **entries}))
 
 
