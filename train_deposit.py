@@ -2,13 +2,14 @@
 classes, and the deposit module T_r, which holds their knowledge. No image of the preservation set is trained on."""
 
 import copy
+import itertools
 import os
 
 import torch
 
 from datasets import batches, load_if_there, load_images, read_partition
 from datasets.batches import UNLIKE, evaluation_batch_size, steps_per_epoch
-from models import build_deposit_module, cost, split_network
+from models import build_deposit_module, cost, refit, split_network
 from models.files import counts_of, describe, network_of, read
 from models.recover import Calibration, concat, preserved_margin, spread_ratio
 from utils import distributed, losses
@@ -41,6 +42,9 @@ def get_args_parser():
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
     network.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                          help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
+    network.add_argument("--refit_images", type=bounded(int, 0), default=0,
+                         help="images of D_r, augmented, on which the pruned T_r's convolutions are fitted to T0's by "
+                              "least squares before the first epoch; 0: T_r starts with the pruned weights")
     loss = parser.add_argument_group("loss L = lambda_kr L_kr + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + "
                                      "lambda_ft L_ft (the paper's weights are not known: these defaults are ours)")
     weight = bounded(float, 0)
@@ -178,6 +182,20 @@ def first_images(images, count, seed):
     return images[torch.cat(rows)]
 
 
+def refit_deposit_module(networks, images, runtime, args):
+    """Fit T_r to T0's lower part by least squares on --refit_images images of D_r: passes over it, each augmented anew,
+    until there are enough."""
+    passes = (batches(images, args.batch_size, runtime.device, generator=runtime.generator(0, again))
+              for again in itertools.count())
+    drawn, count = [], 0
+    for x, _ in itertools.chain.from_iterable(passes):
+        drawn.append(x[:args.refit_images - count])
+        count += len(drawn[-1])
+        if count == args.refit_images:
+            break
+    refit(networks.deposit, networks.original_lower, drawn, runtime.autocast)
+
+
 def train_one_epoch(networks, optimizer, images, runtime, run, args, epoch):
     """One pass over D_r; returns the mean of every loss."""
     networks.train()
@@ -253,6 +271,8 @@ def main(args):
         networks.compile_parts()
     optimizer = make_optimizer(networks.parameter_groups(), args)
     training.track(optimizer, **networks.trained())
+    if args.refit_images and args.prune_ratio and training.next_epoch == 0:
+        refit_deposit_module(networks, images, runtime, args)
     parallel = distributed.parallel(networks)
     for epoch in training.remaining_epochs():
         figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)

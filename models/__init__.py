@@ -6,10 +6,10 @@
     files    networks from and to checkpoint files
 """
 
-from models.deposit import build_deposit_module, cost
+from models.deposit import build_deposit_module, cost, refit
 from models.files import load_network
 from models.recover import MERGE_RULES, Calibration, RecoverNetwork
 from models.resnet import ARCHITECTURES, build_network, split_network
 
 __all__ = ["ARCHITECTURES", "MERGE_RULES", "Calibration", "RecoverNetwork", "build_deposit_module", "build_network",
-           "cost", "load_network", "split_network"]
+           "cost", "load_network", "refit", "split_network"]

@@ -1,8 +1,10 @@
 """The deposit module T_r: a structurally pruned copy of the original network's lower part."""
 
+import contextlib
 import copy
 
 import torch
+import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -37,9 +39,12 @@ def build_deposit_module(lower, prune_ratio, image_size):
 
     prune_ratio in [0, 1): the share of channels removed from every convolution that may be narrowed, the
     least by L2 norm first (torch-pruning's group magnitude). The width of the output is kept, so
-    that the frozen upper part fits; 0 gives the authors' full copy.
+    that the frozen upper part fits; 0 gives the authors' full copy. The result's attribute `kept` maps the name of
+    each batch norm to the channels of `lower` that are left in it, for `refit`.
     """
     module = copy.deepcopy(lower)
+    names = {norm: name for name, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    module.kept = {name: torch.arange(norm.num_features) for norm, name in names.items()}
     if prune_ratio == 0:
         return module
     # torch-pruning follows the gradient graph on the module's own device and needs trainable weights
@@ -47,15 +52,89 @@ def build_deposit_module(lower, prune_ratio, image_size):
     training = module.training
     module.requires_grad_(True).eval()
     device = next(module.parameters()).device
-    tp.pruner.BasePruner(
+    pruner = tp.pruner.BasePruner(
         module, torch.zeros(1, 3, image_size, image_size, device=device),
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=prune_ratio, ignored_layers=stream_writers(module),
-    ).step()
+    )
+    for group in pruner.step(interactive=True):
+        for dependency, removed in group:
+            name = names.get(dependency.target.module)
+            if name is not None:
+                left = torch.ones(len(module.kept[name]), dtype=torch.bool)
+                left[list(removed)] = False
+                module.kept[name] = module.kept[name][left]
+        group.prune()
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trainable[name])
         parameter.grad = None
     return module.train(training)
+
+
+# Share of the mean squared input that holds a solution to the pruned weights: enough to make it unique where inputs are
+# always zero or always alike, too little to be seen elsewhere.
+_RIDGE = 1e-4
+
+
+def _blocks(lower):
+    """[(name, module)] of the stem and of every residual block, in the order in which they run."""
+    return [("stem", lower.stem)] + [(f"{layer}.{name}", block) for layer, blocks in list(lower.named_children())[1:]
+                                     for name, block in blocks.named_children()]
+
+
+def _normed(block):
+    """[(name of the batch norm, convolution, batch norm)]: every convolution here is followed by one."""
+    layers = [(name, layer) for name, layer in block.named_modules() if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+    return [(name, conv, norm) for (_, conv), (name, norm) in zip(layers[::2], layers[1::2])]
+
+
+@contextlib.contextmanager
+def _watched(layer, seen):
+    """Within, each call of `layer` sets seen["input"] and seen["output"]."""
+    hook = layer.register_forward_hook(lambda layer, inputs, output: seen.update(input=inputs[0], output=output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def refit(module, lower, images, autocast=contextlib.nullcontext):
+    """Give T_r, as build_deposit_module has pruned it, the weights with which it comes nearest to `lower` without a
+    gradient step: ours, after the reconstruction of feature maps in channel pruning (He et al., ICCV 2017).
+
+    Convolution by convolution in the order in which they run, the weights become the least-squares solution that gives
+    T0's output in the channels that are left, from what the layers before it, pruned and refitted, hand on; what is
+    constant goes into the running mean of the batch norm behind. images: list of batches (b, 3, s, s) of D_r.
+    Changes `module` in place; both are in eval mode meanwhile.
+    """
+    modes = {part: part.training for part in (module, lower)}
+    for part in modes:
+        part.eval()
+    streams = [(x, x) for x in images]  # what T0's and T_r's next block reads
+    for (name, full_block), (_, block) in zip(_blocks(lower), _blocks(module)):
+        for (norm_name, full, _), (_, conv, norm) in zip(_normed(full_block), _normed(block)):
+            kept = module.kept[f"{name}.{norm_name}"].to(conv.weight.device)
+            gram, cross = 0, 0
+            for x_0, x in streams:
+                wanted, given = {}, {}
+                with autocast(), _watched(full, wanted), _watched(conv, given):
+                    full_block(x_0)
+                    block(x)
+                with torch.autocast(x.device.type, enabled=False):
+                    rows = F.unfold(given["input"].float(), conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+                    rows = F.pad(rows.transpose(1, 2).flatten(0, 1), (0, 1), value=1.0)  # and a constant
+                    outputs = wanted["output"][:, kept].float().flatten(2).transpose(1, 2).flatten(0, 1)
+                    gram, cross = gram + (rows.T @ rows).double(), cross + (rows.T @ outputs).double()
+            pruned = F.pad(conv.weight.double().flatten(1), (0, 1)).T
+            ridge = torch.full_like(gram.diagonal(), _RIDGE * gram.diagonal()[:-1].mean().clamp_min(1e-12).item())
+            solution = torch.linalg.solve(gram + ridge.diag(), cross + ridge[:, None] * pruned).T
+            conv.weight.copy_(solution[:, :-1].reshape(conv.weight.shape))
+            norm.running_mean.sub_(solution[:, -1])
+        with autocast():
+            streams = [(full_block(x_0), block(x)) for x_0, x in streams]
+    for part, mode in modes.items():
+        part.train(mode)
 
 
 def shape_like(module, tensors, where):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import (ARCHITECTURES, MERGE_RULES, Calibration, RecoverNetwork, build_deposit_module, build_network, cost,
-                    split_network)
+                    refit, split_network)
 from models.deposit import shape_like, stream_writers
 from models.recover import (EVIDENCE, branch, calibrated, concat, evidence, preserved_margin, released, scaled,
                             spread_ratio, total)
@@ -91,6 +91,46 @@ def test_pruned_module_is_rebuilt_from_its_tensors(arch):
     rebuilt.load_state_dict(module.state_dict())
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(rebuilt.eval()(x), module(x))
+
+
+def relative_error(module, lower, x):
+    with torch.no_grad():
+        return ((module.eval()(x) - lower.eval()(x)).square().sum() / lower(x).square().sum()).item()
+
+
+def test_refit_makes_up_for_channels_that_repeat_others():
+    lower, _ = split_network(shaken(build_network("resnet8", 3, 32)), 2)
+    for block in (lower.layer1[0], lower.layer2[0]):  # the odd channels repeat even ones, faintly: pruning takes them
+        block.conv1.weight.data[1::2] = block.conv1.weight.data[::2]
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(block.bn1, name).data
+            tensor[1::2] = tensor[::2] * (0.1 if name in ("weight", "bias") else 1)
+        block.conv2.weight.data[:, 1::2] *= 0.1
+        block.conv1.weight.data[::2] *= 3
+        block.bn1.running_mean[::2] *= 3
+        block.bn1.running_var[::2] *= 9
+    before = copy.deepcopy(lower.state_dict())
+    module = build_deposit_module(lower.train(), 0.5, 32)
+    generator = torch.Generator().manual_seed(0)
+    x, unseen = (torch.randn(8, 3, 32, 32, generator=generator) for _ in range(2))
+    assert module.kept["layer2.0.bn1"].tolist() == list(range(0, 32, 2))
+    pruned = relative_error(module, lower, unseen)
+    module.train(), lower.train()
+    refit(module, lower, [x[:4], x[4:]])
+    assert module.training and lower.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in lower.state_dict().items())
+    assert relative_error(module, lower, unseen) < 1e-3 * pruned
+
+
+@pytest.mark.parametrize("arch,split_at", [("resnet20", 3), ("resnet18", 3), ("resnet50", 2)])
+def test_refit_brings_a_pruned_module_nearer_on_images_it_has_not_seen(arch, split_at):
+    lower, _ = split_network(shaken(build_network(arch, 3, 32)), split_at)
+    module = build_deposit_module(lower, 0.4, 32)
+    generator = torch.Generator().manual_seed(0)
+    x, unseen = (torch.randn(16, 3, 32, 32, generator=generator) for _ in range(2))
+    pruned = relative_error(module, lower, unseen)
+    refit(module, lower, [x])
+    assert relative_error(module, lower, unseen) < 0.8 * pruned
 
 
 def test_wider_than_the_full_module_is_refused():

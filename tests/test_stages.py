@@ -1,5 +1,6 @@
 """The four stages from their command lines: what they write, the constraints, resume."""
 
+import itertools
 import json
 import re
 import shutil
@@ -218,6 +219,30 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(chain):
     terms = networks(torch.randn(4, 3, 16, 16), torch.ones(4, dtype=torch.int64), torch.Generator(), runtime.autocast)
     assert all(terms[name] != 0 for name in weights)
     assert terms["loss"].item() == pytest.approx(sum(w * terms[name].item() for name, w in weights.items()), rel=1e-5)
+
+
+def test_refit_starts_t_r_on_as_many_images_of_the_deposit_set_as_asked(chain, tmp_path, monkeypatch):
+    import train_deposit
+
+    save, data = chain
+    drawn = []
+    monkeypatch.setattr(train_deposit, "refit", lambda module, lower, images, autocast: drawn.extend(images))
+    flags = ["--save_path", tmp_path, "--original", save / "original.pt", "--data_dir", data, *TINY]
+    train_deposit.main(train_deposit.get_args_parser().parse_args([*map(str, flags), "--refit_images", "50"]))
+    assert len(torch.cat(drawn)) == 50  # D_r has fewer
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(torch.cat(drawn), 2)), "augmented once"
+
+
+def test_refit_changes_t_r_alone(chain, tmp_path):
+    save, data = chain
+    succeed("train_deposit.py", "--save_path", tmp_path, "--original", save / "original.pt", "--data_dir", data, *TINY,
+            "--lr", "1e-30", "--weight_decay", "0", "--bn_stats", "frozen", "--refit_images", "32")
+    content, original = (load_checkpoint(str(path), kind)["tensors"] for path, kind in
+                         ((tmp_path / "deposit.pt", "deposit"), (save / "original.pt", "original")))
+    assert torch.equal(content["stem.bn1.weight"], original["stem.bn1.weight"])
+    assert not torch.equal(content["layer1.0.bn2.running_mean"], original["layer1.0.bn2.running_mean"])
+    target = load_checkpoint(str(tmp_path / "target.pt"), "target")["tensors"]
+    assert all(torch.equal(target[name], tensor) for name, tensor in original.items())
 
 
 def test_fewer_images_are_the_first_of_a_draw(chain, tmp_path):
