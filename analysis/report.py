@@ -221,15 +221,14 @@ TABLES = {
     "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
                             ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
-    "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'; those of 0 and 100 are among the ablations",
+    "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'",
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
     "tsne": Table(f"{JPEG}, 3,000 test images", "SAVE=<run> DATA_DIR=<image folder> bash scripts/4_figure_tsne.sh",
                   ("tsne_*/tsne.json",), tsne_columns, corner="run", logs="tsne.json"),
     # two axes were measured on another machine, in float32, with originals of their own
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
-        tuple(f"{'ablation' if axis in ('losses', 'split') else 'ablation_bf16'}/{pattern}"
-              for pattern in ablation.run_patterns(axis)),
+        tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
         partial(ablation.ablation_columns, axis), corner=title)
        for axis, (title, _) in ablation.AXES.items()},
 }
