@@ -225,7 +225,6 @@ TABLES = {
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
     "tsne": Table(f"{JPEG}, 3,000 test images", "SAVE=<run> DATA_DIR=<image folder> bash scripts/4_figure_tsne.sh",
                   ("tsne_*/tsne.json",), tsne_columns, corner="run", logs="tsne.json"),
-    # two axes were measured on another machine, in float32, with originals of their own
     **{f"ablation_{axis}": Table(
         VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
         tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
