@@ -191,8 +191,8 @@ TABLES = {
         ("cub127_resnet18_prune03/*/metrics.json",), paper=OTHER_BIRDS,
         goals={"Original": {"Avg Acc": Goal(">=", 50)}, **CUB_GOALS}),
     "cub127_deposit_modules": Table(
-        "CUB-127 (cropped)", f"{CUB127}, the deposit with the flags in each log", ("cub127_resnet18*/seed0/metrics.json",),
-        study_columns, corner="T_r"),
+        "CUB-127 (cropped)", f"{CUB127}, the deposit with the flags in each log",
+        ("cub127_resnet18*/seed0/metrics.json",), study_columns, corner="T_r"),
     "cub127_settings": Table(
         "CUB-127 (cropped), held-out images", "train_deposit.py with the flags in each log",
         ("cub127_settings/*/seed*/metrics_val.json", "cub127_resnet18*/seed*/metrics_val.json"), study_columns,
@@ -215,7 +215,8 @@ TABLES = {
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER)
        for name, command, folders in (
            ("table3_cpu", TABLE3_CPU(300, "resnet8", 3), ("table3_cpu/*/*",)),
-           ("table3_8epochs", TABLE3_CPU(300, "cnn resnet8", 8) + ", of the CNN the attention students", ("table3_8epochs/*/*",)),
+           ("table3_8epochs", TABLE3_CPU(300, "cnn resnet8", 8) + ", of the CNN the attention students",
+            ("table3_8epochs/*/*",)),
            ("table3_cut3", "SPLIT_AT=3 " + TABLE3_CPU(100, "resnet8", 8) + ", its attention students",
             ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*")))
        for data, ending in ((JPEG, ""), (VAL, "_val"))},

@@ -88,14 +88,15 @@ def _normed(block):
     return [(name, conv, norm) for (_, conv), (name, norm) in zip(layers[::2], layers[1::2])]
 
 
-@contextlib.contextmanager
-def _watched(layer, seen):
-    """Within, each call of `layer` sets seen["input"] and seen["output"]."""
-    hook = layer.register_forward_hook(lambda layer, inputs, output: seen.update(input=inputs[0], output=output))
+def _seen_by(layer, block, x):
+    """(input, output) of `layer` when `block`, which holds it, runs on x."""
+    seen = []
+    hook = layer.register_forward_hook(lambda layer, inputs, output: seen.extend((inputs[0], output)))
     try:
-        yield
+        block(x)
     finally:
         hook.remove()
+    return seen
 
 
 @torch.no_grad()
@@ -117,14 +118,13 @@ def refit(module, lower, images, autocast=contextlib.nullcontext):
             kept = module.kept[f"{name}.{norm_name}"].to(conv.weight.device)
             gram, cross = 0, 0
             for x_0, x in streams:
-                wanted, given = {}, {}
-                with autocast(), _watched(full, wanted), _watched(conv, given):
-                    full_block(x_0)
-                    block(x)
+                with autocast():
+                    _, wanted = _seen_by(full, full_block, x_0)
+                    given, _ = _seen_by(conv, block, x)
                 with torch.autocast(x.device.type, enabled=False):
-                    rows = F.unfold(given["input"].float(), conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+                    rows = F.unfold(given.float(), conv.kernel_size, conv.dilation, conv.padding, conv.stride)
                     rows = F.pad(rows.transpose(1, 2).flatten(0, 1), (0, 1), value=1.0)  # and a constant
-                    outputs = wanted["output"][:, kept].float().flatten(2).transpose(1, 2).flatten(0, 1)
+                    outputs = wanted[:, kept].float().flatten(2).transpose(1, 2).flatten(0, 1)
                     gram, cross = gram + (rows.T @ rows).double(), cross + (rows.T @ outputs).double()
             pruned = F.pad(conv.weight.double().flatten(1), (0, 1)).T
             ridge = torch.full_like(gram.diagonal(), _RIDGE * gram.diagonal()[:-1].mean().clamp_min(1e-12).item())

@@ -383,9 +383,11 @@ def kill_after_epoch(command, log, epochs, signum):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(chain, tmp_path, script, stage, kind, signum):
     save, data = chain
-    # bn_stats updated: running statistics must survive as well; step: so must the schedule
+    # bn_stats updated: running statistics must survive as well; step: so must the schedule;
+    # refit_images: T_r is fitted before the first epoch, not when it is resumed
     flags = ["--data_dir", str(data), *TINY, "--epochs", "6", "--schedule", "step", "--milestones", "3"]
-    flags += (["--original", str(save / "original.pt"), "--bn_stats", "updated"] if stage == "deposit" else
+    flags += (["--original", str(save / "original.pt"), "--bn_stats", "updated", "--refit_images", "16"]
+              if stage == "deposit" else
               ["--partition", str(save / "partition.json"), "--arch", "resnet8", "--lr", "0.02"])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeed(script, "--save_path", whole, *flags)
