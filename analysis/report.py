@@ -59,8 +59,8 @@ def study_columns(paths):
 
 
 def optimisation_columns(paths):
-    """{figure: {variant: summary}} of scripts/9_optimisations.sh, whose plain variant has a T0 alone. By how much a figure
-    differs from that of the fp32 variant is taken seed by seed, over the seeds that both have."""
+    """{figure: {variant: summary}} of scripts/9_optimisations.sh, whose plain variant has a T0 alone. By how much a
+    figure differs from that of the fp32 variant is taken seed by seed, over the seeds that both have."""
     figures = {"T0: Avg": lambda m: m["original"]["avg_acc"],
                "T: Pre": lambda m: m["target"]["pre_acc"] if "target" in m else None,
                "T: Dep": lambda m: m["target"]["dep_acc"] if "target" in m else None,
@@ -70,8 +70,9 @@ def optimisation_columns(paths):
         variant, seed = path.split(os.sep)[-3:-1]
         variants.setdefault(variant, {})[seed] = load_runs([path], networks=("original",))[0]
     columns = summaries({name: list(seeds.values()) for name, seeds in variants.items()}, figures)
+    exact = variants.get("fp32", {})
     for figure, of in figures.items():
-        pairs = {name: [(of(seeds[seed]), of(exact)) for seed, exact in variants.get("fp32", {}).items() if seed in seeds]
+        pairs = {name: [(of(seeds[seed]), of(exact[seed])) for seed in exact.keys() & seeds.keys()]
                  for name, seeds in variants.items()}
         columns[f"{figure} - fp32"] = {
             name: summary([None if None in pair else pair[0] - pair[1] for pair in found])

@@ -60,8 +60,8 @@ class Partition:
 
     @property
     def logged_split(self):
-        """The split whose accuracies a stage logs at each epoch: "val", whose images are there to choose settings by, or
-        "test" when none are held out."""
+        """The split whose accuracies a stage logs at each epoch: "val", whose images are there to choose settings by,
+        or "test" when none are held out."""
         return "val" if self.val_fraction else "test"
 
     def counts(self):

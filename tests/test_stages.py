@@ -1,5 +1,6 @@
 """The four stages from their command lines: what they write, the constraints, resume."""
 
+import ast
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from datasets import batches, load_images, read_partition
 from models import MERGE_RULES, load_network, split_network
 from models.files import read
 from utils.checkpoint import load_checkpoint
+from utils.metrics import TABLE1_ROWS
 
 SCRIPTS = ["partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/plot_accuracies.py",
            "analysis/table1.py", "analysis/benchmark.py", "analysis/memory.py", "analysis/plain.py", "analysis/tsne.py",
@@ -69,6 +71,18 @@ def test_metrics_agree_with_the_networks_in_the_files(chain):
         assert figures["pre_acc"] == pytest.approx(100 * hits[~deposit].double().mean().item())
     assert metrics["target"]["forgetting"] == pytest.approx(
         metrics["original"]["dep_acc"] - metrics["target"]["dep_acc"])
+
+
+def test_the_readme_measures_a_network_as_the_stages_do(chain, tmp_path, monkeypatch, capsys):
+    save, data = chain
+    (tmp_path / "run").symlink_to(save)
+    (tmp_path / "data").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(program, {})
+    metrics = json.loads((save / "metrics.json").read_text())
+    figures = metrics["recover"]["calibrated"]
+    assert ast.literal_eval(capsys.readouterr().out) == {key: figures[key] for key in TABLE1_ROWS}
 
 
 def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain):
@@ -420,8 +434,9 @@ def test_the_figure_of_the_quickstart(chain, tmp_path):
 
 
 def test_the_benchmark_measures_both_steps_beside_the_reference(tmp_path):
-    done = run_script("analysis/benchmark.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1", "--rounds", "2",
-                      "--workers", "0", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "b.json")
+    done = run_script("analysis/benchmark.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1",
+                      "--rounds", "2", "--workers", "0", "--device", "cpu", "--precision", "fp32",
+                      "--out", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "b.json").read_text())
     for stage in ("original", "deposit"):
