@@ -124,10 +124,9 @@ class Deposit(torch.nn.Module):
         """For the optimiser, a group each: T's gradient, when --clip_norm cuts it short, does not slow T_r down."""
         return [{"params": list(module.parameters())} for module in self.trained().values()]
 
-    def compile_parts(self):
-        """Compile each part, whose state_dicts stay as they are."""
-        for part in {self.original_lower, self.original_upper, self.upper, self.target, self.deposit}:
-            part.compile()
+    def parts(self):
+        """Its modules, a shared upper part once."""
+        return {self.original_lower, self.original_upper, self.upper, self.target, self.deposit}
 
     def train(self, mode=True):
         # T0 and a frozen upper part stay in eval mode whatever their parent does, and with --bn_stats
@@ -268,7 +267,7 @@ def main(args):
         print(f"deposit module: {after[unit]:,} of the lower part's {before[unit]:,} {unit} "
               f"({100 * after[unit] / before[unit]:.1f} %)", flush=True)
     if args.compile:
-        networks.compile_parts()
+        runtime.compile(*networks.parts())
     optimizer = make_optimizer(networks.parameter_groups(), args)
     training.track(optimizer, **networks.trained())
     if args.refit_images and args.prune_ratio and training.next_epoch == 0:

@@ -117,7 +117,7 @@ def main(args):
     torch.manual_seed(args.seed)
     network = runtime.place(build_network(args.arch, len(classes), partition.image_size, args.pretrained))
     if args.compile:
-        network.compile()
+        runtime.compile(network)
     optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, network=network)
     parallel = distributed.parallel(network)

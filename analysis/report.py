@@ -138,8 +138,9 @@ CUB_GOALS = {
 TABLE3_GOALS = {"T with L_at": {"Pre Acc": Goal(">=", -0.5, "T0"), "Dep Acc": Goal("<", 0, "T without L_at")}}
 VAL = JPEG + ", held-out images"
 CPU = "ARCH=resnet8 EPOCHS=10 DEPOSIT_EPOCHS=3 DATA_DIR=<image folder>"
+RESNET20 = "ARCH=resnet20 EPOCHS=10 DEPOSIT_EPOCHS={} DATA_DIR=<image folder>"
 
-TABLE3_CPU = (f"{CPU} LAMBDA_AT='0 {{}}' STUDENTS='{{}}' VAL_FRACTION=0.1 STUDENT_EPOCHS={{}} "
+TABLE3_CPU = ("{} LAMBDA_AT='0 {}' STUDENTS='{}' VAL_FRACTION=0.1 STUDENT_EPOCHS={} "
               "bash scripts/3_table3_transferability.sh 0 1 2").format
 # of other classes than ours, so no figure of the ledger stands for the other
 OTHER_BIRDS = {f"{name}, all 200 classes": rows for name, rows in PAPER["cub200"].items()}
@@ -215,10 +216,11 @@ TABLES = {
     **{name + ending: Table(data, command, tuple(f"{runs}/seed*/metrics{ending}.json" for runs in folders),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER)
        for name, command, folders in (
-           ("table3_cpu", TABLE3_CPU(300, "resnet8", 3), ("table3_cpu/*/*",)),
-           ("table3_8epochs", TABLE3_CPU(300, "cnn resnet8", 8) + ", of the CNN the attention students",
+           ("table3_resnet20", TABLE3_CPU(RESNET20.format(3), 300, "resnet20", 3), ("table3_resnet20/*/*",)),
+           ("table3_cpu", TABLE3_CPU(CPU, 300, "resnet8", 3), ("table3_cpu/*/*",)),
+           ("table3_8epochs", TABLE3_CPU(CPU, 300, "cnn resnet8", 8) + ", of the CNN the attention students",
             ("table3_8epochs/*/*",)),
-           ("table3_cut3", "SPLIT_AT=3 " + TABLE3_CPU(100, "resnet8", 8) + ", its attention students",
+           ("table3_cut3", "SPLIT_AT=3 " + TABLE3_CPU(CPU, 100, "resnet8", 8) + ", its attention students",
             ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*")))
        for data, ending in ((JPEG, ""), (VAL, "_val"))},
     "table3_cut3_weights": Table(
@@ -233,10 +235,11 @@ TABLES = {
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
     "tsne": Table(f"{JPEG}, 3,000 test images", "SAVE=<run> DATA_DIR=<image folder> bash scripts/4_figure_tsne.sh",
                   ("tsne_*/tsne.json",), tsne_columns, corner="run", logs="tsne.json"),
-    **{f"ablation_{axis}": Table(
-        VAL, f"AXES={axis} {CPU} bash scripts/5_ablation.sh 0 1 2",
-        tuple(f"ablation/{pattern}" for pattern in ablation.run_patterns(axis)),
+    **{f"{folder}_{axis}": Table(
+        VAL, f"AXES={axis} {size} bash scripts/5_ablation.sh 0 1 2",
+        tuple(f"{folder}/{pattern}" for pattern in ablation.run_patterns(axis)),
         partial(ablation.ablation_columns, axis), corner=title)
+       for folder, size in (("ablation", CPU), ("ablation_resnet20", RESNET20.format(1)))
        for axis, (title, _) in ablation.AXES.items()},
 }
 

@@ -120,8 +120,7 @@ def main(args):
     student = runtime.place(build_cnn(len(classes)) if args.student == "cnn" else
                             build_network(args.student, len(classes), partition.image_size))
     if args.compile:
-        for part in (*student, *teacher):  # called one by one
-            part.compile()
+        runtime.compile(*student, *teacher)  # whose layers are called one by one
     optimizer = make_optimizer(student.parameters(), args, nesterov=args.momentum > 0)
     training.track(optimizer, student=student)
 

@@ -85,9 +85,9 @@ def batches(images, batch_size, device, *, generator=None, mine=every):
 
 
 def evaluation_batch_size(images):
-    """1,000 images of up to 64 pixels; of larger ones fewer, so that the activations take no more memory."""
+    """500 images of up to 64 pixels; of larger ones fewer, so that the activations take no more memory."""
     size = images.images.size if isinstance(images.images, RaggedImages) else images.images.shape[-1]
-    return max(1, int(1000 * min(1, 64**2 / size**2)))
+    return max(1, int(500 * min(1, 64**2 / size**2)))
 
 
 def steps_per_epoch(images, batch_size):

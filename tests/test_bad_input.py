@@ -259,6 +259,27 @@ def test_cuda_without_a_gpu_is_refused(chain):
     assert "--device cpu" in fail("withdraw.py", "--save_path", chain[0], "--device", "cuda", unchanged=chain[0])
 
 
+def test_a_gpu_that_pytorch_cannot_use_is_told(chain, monkeypatch):
+    """A GPU for which the installed build has no kernels: PyTorch finds it, and fails at the first of them."""
+
+    def ones(*size, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    line = fail("withdraw.py", "--save_path", chain[0], unchanged=chain[0])
+    assert "no kernel image" in line and "install a build" in line
+
+
+def test_a_full_gpu_is_told(chain, tmp_path, monkeypatch):
+    def step(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    save, data = chain
+    monkeypatch.setattr("train_deposit.take_step", step)
+    assert "lower --batch_size" in fail("train_deposit.py", *deposit_flags(tmp_path, data, save / "original.pt"))
+
+
 # runs
 
 def test_another_finished_run_is_not_overwritten(chain, tmp_path):

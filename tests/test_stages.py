@@ -462,6 +462,19 @@ def test_compile_reaches_every_network(chain, tmp_path, monkeypatch, script, par
     assert len(set(compiled)) == parts
 
 
+@pytest.mark.parametrize("script", ["train_deposit.py", "analysis/transfer.py"])
+def test_compile_leaves_nothing_uncompiled_where_batches_differ_in_size(chain, tmp_path, monkeypatch, script):
+    """Compiled parts share a limit of graphs, above which they would run as they are without a word."""
+    save, data = chain
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="eager"))
+    flags = {"train_deposit.py": ["--images_per_class", "11", "--batch_size", "4", "--original"],
+             "analysis/transfer.py": ["--batch_size", "7", "--teacher"]}[script]
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        succeed(script, "--save_path", tmp_path, "--data_dir", data, *TINY, "--compile", *flags, save / "original.pt")
+
+
 def test_bfloat16_logits_are_those_of_float32_within_a_hundredth(chain):
     save, data = chain
     network, partition = load_network(str(save / "original.pt"))

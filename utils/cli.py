@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 
+import torch
+
 from utils import distributed, stopping
 from utils.errors import UserError
 
@@ -104,6 +106,8 @@ def run(main, parser, argv=None, *, parallel=None):
         # disk full, folder not writable, path too long: the operating system's word is clear enough
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 1))
+    except torch.OutOfMemoryError:
+        sys.exit(_fail(parser.prog, "the GPU's memory does not suffice: lower --batch_size, or free the GPU", 1))
     except KeyboardInterrupt as stopped:
         sys.exit(_fail(parser.prog, "stopped; run the same command again to go on after the last whole epoch",
                        128 + stopped.args[0]))

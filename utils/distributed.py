@@ -50,8 +50,9 @@ def start(kind):
 
 
 def leave():
-    """End what `start` began, once all is done."""
+    """End what `start` began, once all is done, by all ranks together: NCCL wants it so."""
     if dist.is_initialized():
+        _meet()
         dist.destroy_process_group()
 
 
@@ -132,7 +133,7 @@ def parallel(network):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.__class__ = _SyncBatchNormOnCPU
-    return DistributedDataParallel(network)
+    return DistributedDataParallel(network, broadcast_buffers=False)  # which are equal on all ranks as it is
 
 
 class _SyncBatchNormOnCPU(nn.BatchNorm2d):

@@ -62,8 +62,9 @@ class TrainingRun:
         parameters = self._trained_parameters()
         if any(name not in parameters or buffer.shape != parameters[name].shape for name, buffer in momentum.items()):
             raise UserError(f"{self.state_path} does not fit this run: remove it to begin again")
-        for name, buffer in momentum.items():
-            optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(parameters[name])
+        for name, buffer in momentum.items():  # in the parameter's memory layout, without which a step is slower
+            parameter = parameters[name]
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
         self.next_epoch = self._state.get("next_epoch")
         if type(self.next_epoch) is not int or not 0 <= self.next_epoch <= self.epochs:
             raise UserError(f"{self.state_path} is damaged (its epoch is out of range): remove it to begin again")
@@ -203,8 +204,6 @@ def learning_rate(args, step, steps_per_epoch):
 
 def make_optimizer(parameters, args, nesterov=False):
     """SGD with the flags of add_optimiser_args."""
-    # PyTorch chooses its foreach kernels on CUDA. The fused one takes a resumed momentum in another memory
-    # layout than its channels_last weight for one in the same, without a word: a resumed run went astray.
     return torch.optim.SGD(parameters, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=nesterov)
 
 

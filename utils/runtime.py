@@ -17,16 +17,17 @@ class Runtime:
     """
 
     def __init__(self, args):
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu or leave it at auto")
         name = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = distributed.start(name)
+        if name == "cuda":
+            _try_out(self.device)
         precision = args.precision
         if precision == "auto":
             precision = "bf16" if _has_bfloat16(name) else "fp32"
         self.precision, self.seed = precision, args.seed
         torch.manual_seed(args.seed)
         if name == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions of --precision fp32 would not be
             torch.backends.cudnn.benchmark = not args.deterministic
             if args.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -41,6 +42,14 @@ class Runtime:
     def place(self, module):
         """Move a network to the device, convolutions in channels_last."""
         return module.to(self.device, memory_format=torch.channels_last)
+
+    def compile(self, *parts):
+        """Compile networks, whose state_dicts stay as they are."""
+        # The limit of graphs is that of all parts together, and each needs one for either mode and number of images;
+        # at PyTorch's 8, parts of the deposit and of Table 3's students ran uncompiled without a word.
+        torch._dynamo.config.recompile_limit = 64
+        for part in parts:
+            part.compile()
 
     def generator(self, *indices):
         """A generator on the device, seeded by the run's seed and by indices (the epoch, say).
@@ -58,6 +67,16 @@ class Runtime:
         return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
                 "ranks": distributed.ranks, "precision": self.precision, "python": platform.python_version(),
                 "torch": torch.__version__}
+
+
+def _try_out(device):
+    """Raise UserError, with PyTorch's reason, when the GPU cannot be used: there is none, its driver is too old, or
+    this build of PyTorch has no kernels for it."""
+    try:
+        torch.ones(1, device=device).add_(1)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"PyTorch cannot compute on a GPU here ({str(error).strip().splitlines()[0]}): install a build "
+                        f"of PyTorch for this GPU and driver, or use --device cpu") from None
 
 
 def _keep_freed_memory():
