@@ -53,7 +53,7 @@ def get_args_parser():
     # L_at is a mean over h*w positions of maps of norm 1, below 2/256 at this cut: hence the large weight.
     loss.add_argument("--lambda_at", type=weight, default=100.0,
                       help="weight of L_at, maximised within L_kr: T's attention maps leave T0's")
-    # Random labels flatten T's preserved logits too; at weight 1, Pre fell by 13 points (results/README.md).
+    # Random labels flatten T's preserved logits too; at weight 1, Pre fell by 13 points (results/settings.md).
     loss.add_argument("--lambda_kp", type=weight, default=5.0,
                       help="weight of L_kp: T keeps T0's answers on the preserved classes")
     # The next four were chosen by the study in results/withdrawal.md, where the paper's own terms (--pt_classes
@@ -85,7 +85,7 @@ def get_args_parser():
                                "hold as well: mixed two by two, cut into patches that are shuffled over the batch, or "
                                "noise added")
     # Statistics of D_r might misfit the preserved classes, but on validation images they did not: Pre was 3 points
-    # higher, Dep 1 lower, every merge rule some 1 higher than with T0's (results/README.md).
+    # higher, Dep 1 lower, every merge rule some 1 higher than with T0's (results/settings.md).
     switches.add_argument("--bn_stats", choices=["frozen", "updated", "target", "deposit"], default="updated",
                           help="batch norm of lower_T and T_r: T0's statistics, or the batch's, and updated on D_r; "
                                "target, deposit: updated in lower_T alone, in T_r alone")

@@ -96,15 +96,23 @@ def measured_rules(runs):
     return [rule for rule in RULES if all(rule in metrics["recover"] for metrics in runs)]
 
 
+def above_original(metrics, rule):
+    """By how much Avg Acc of a recover network differs from that of the same run's original; None if one is unknown."""
+    both = metrics["recover"][rule]["avg_acc"], metrics["original"]["avg_acc"]
+    return None if None in both else both[0] - both[1]
+
+
 def table1_columns(paths):
-    """{column: {row: summary}} of Table 1, over metrics files."""
+    """{column: {row: summary}} of Table 1, over metrics files, with a row of `above_original`."""
     runs = load_runs(paths)
     columns = {"Independent": [m["independent"] for m in runs]} if all("independent" in m for m in runs) else {}
     columns.update({"Original": [m["original"] for m in runs], "Deposit": [m["target"] for m in runs]})
     for rule in measured_rules(runs):  # F and H Mean speak of forgetting, not of a recover network
-        columns[f"Withdrawal, {RULES[rule]}"] = [{**m["recover"][rule], "forgetting": None, "h_mean": None}
-                                                 for m in runs]
-    return {name: {row: summary([figures[key] for figures in column]) for key, row in TABLE1_ROWS.items()}
+        columns[f"Withdrawal, {RULES[rule]}"] = [
+            {**m["recover"][rule], "forgetting": None, "h_mean": None,
+             "difference": above_original(m, rule)} for m in runs]
+    rows = {**TABLE1_ROWS, "difference": "Avg - Original"}
+    return {name: {row: summary([figures.get(key) for figures in column]) for key, row in rows.items()}
             for name, column in columns.items()}
 
 
@@ -113,7 +121,7 @@ def markdown(columns, paper=None, corner=""):
     paper = paper or {}
     names = [*columns, *(f"paper: {name}" for name in paper)]
     lines = ["| " + " | ".join([corner, *names]).lstrip() + " |", "|---|" + "---|" * len(names)]
-    for row in next(iter(columns.values())):
+    for row in dict.fromkeys(row for column in (columns or paper).values() for row in column):
         cells = [shown(column[row]) for column in columns.values()]
         cells += [f"{column[row]:.2f}" if row in column else "-" for column in paper.values()]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")

@@ -19,7 +19,7 @@ original_flags=(--batch_size 64 --lr 0.05 --weight_decay 1e-3 --clip_norm 5
 # D_r has 1,800 images: small batches again, for more steps than on CIFAR-10. Birds are told apart late: cut earlier, T
 # kept much of what it was to forget, or lost the preserved classes with it. At CIFAR-10's weight of 5, L_kp leaves
 # L_kr no room. L_kp's gradient through the noise of batches of 32 would take most of what --clip_norm lets pass, so
-# lower_T keeps T0's statistics (all: results/README.md).
+# lower_T keeps T0's statistics (all: results/settings.md).
 deposit_flags=(--batch_size 32 --split_at "${SPLIT_AT:-4}" --bn_stats deposit --random_label preserved --lambda_kp 1.5
     --lambda_at 20 --prune_ratio 0.3)
 source "$(dirname "$0")/table1.sh"

@@ -30,7 +30,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
         pruning) for n in 0 0.25 0.75 0.9; do echo "$n --prune_ratio $n"; done ;;
         temperature) for n in 1 2 8; do echo "$n --temperature $n"; done ;;
         classes) for n in 10 20 40 50; do echo "$n"; done ;; # per cent; the flag needs the seed's own partition
-        images) # of CIFAR-10's 4,500 a class: fewer, seen as many times in all, so that the data alone differ
+        images) # of CIFAR-10's 4,500 a class: fewer, seen as many times in all
             for n in 50 150 500 1500; do echo "$n --images_per_class $n --epochs $((DEPOSIT_EPOCHS * 4500 / n))"; done
             ;;
         epochs) for n in 1 3 10; do [ "$n" = "$DEPOSIT_EPOCHS" ] || echo "$n --epochs $n"; done ;;

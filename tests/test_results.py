@@ -22,6 +22,18 @@ def test_logs_ledger_and_pages_agree():
     assert "figures measured" in succeed("analysis/report.py", "--check")
 
 
+@pytest.mark.parametrize("page", report.PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            found = (ROOT / page).parent / file if file else ROOT / page
+            assert found.exists(), link
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings], link
+
+
 @pytest.mark.parametrize("changed", ["results/ledger.json", "README.md", "results/quickstart/seed0/metrics.json"])
 def test_a_changed_figure_is_noticed(tmp_path, monkeypatch, changed):
     for page in report.PAGES:
@@ -104,7 +116,8 @@ def test_a_table_is_pending_until_its_runs_are_there(tmp_path, monkeypatch):
     assert len(pending) == 3 * 8 and {entry["status"] for entry in pending} == {"pending"}
     assert {(e["paper"], e["goal"]) for e in pending if e["row"] == "CNN, logits: Dep Acc"} == {
         (86.15, None), (84.26, None), (82.75, "< T without L_at +0")}
-    assert report.as_markdown("table3", pending) == "Pending.\n"
+    text = report.as_markdown("table3", pending)
+    assert text.startswith("Ours is pending.") and "| CNN, logits: Dep Acc | 86.15 | 84.26 | 82.75 |" in text
     for teacher, dep in (("original", 90.0), ("lambda_at_0", 80.0), ("lambda_at_100", 81.0)):
         student = tmp_path / "results" / "table3" / "cnn_logits" / teacher / "seed0"
         student.mkdir(parents=True)
