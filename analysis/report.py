@@ -210,7 +210,8 @@ TABLES = {
     **{name + ending: Table(data, command, tuple(f"{runs}/seed*/metrics{ending}.json" for runs in folders),
                             table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER)
        for name, command, folders in (
-           ("table3_resnet20", TABLE3_CPU(RESNET20.format(3), 300, "resnet20", 3), ("table3_resnet20/*/*",)),
+           ("table3_resnet20", TABLE3_CPU(RESNET20.format(3), 300, "cnn resnet20", 3)
+            + ", of the CNN the students by logits", ("table3_resnet20/*/*",)),
            ("table3_cpu", TABLE3_CPU(CPU, 300, "resnet8", 3), ("table3_cpu/*/*",)),
            ("table3_8epochs", TABLE3_CPU(CPU, 300, "cnn resnet8", 8) + ", of the CNN the attention students",
             ("table3_8epochs/*/*",)),
@@ -221,6 +222,11 @@ TABLES = {
         VAL, "as table3_cut3, seed 0, LAMBDA_AT='0 100 300'",
         tuple(f"{runs}/seed0/metrics_val.json" for runs in
               ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*", "table3_cut3_weights/*/*")),
+        table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
+    "table3_resnet20_weights": Table(
+        VAL, "as table3_resnet20, seed 0, LAMBDA_AT='0 100 150 300', its attention students",
+        ("table3_resnet20/resnet20_attention/*/seed0/metrics_val.json",
+         "table3_resnet20_weights/resnet20_attention/*/seed0/metrics_val.json"),
         table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
     "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
                             ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
