@@ -16,8 +16,8 @@ from typing import NamedTuple
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 from analysis import ablation, reliability, table3
-from analysis.table1 import (PAPER, RULES, above_original, load_runs, load_variants, markdown, measured_rules,
-                             summaries, summary, table1_columns)
+from analysis.table1 import (PAPER, RULES, above_original, difference, load_runs, load_variants, markdown,
+                             measured_rules, summaries, summary, table1_columns)
 from utils.checkpoint import load_json, save_json, write_atomically
 from utils.cli import make_parser, run
 from utils.errors import UserError
@@ -71,11 +71,9 @@ def optimisation_columns(paths):
     columns = summaries({name: list(seeds.values()) for name, seeds in variants.items()}, figures)
     exact = variants.get("fp32", {})
     for figure, of in figures.items():
-        pairs = {name: [(of(seeds[seed]), of(exact[seed])) for seed in exact.keys() & seeds.keys()]
-                 for name, seeds in variants.items()}
         columns[f"{figure} - fp32"] = {
-            name: summary([None if None in pair else pair[0] - pair[1] for pair in found])
-            for name, found in pairs.items()}
+            name: summary([difference(of(seeds[seed]), of(exact[seed])) for seed in exact.keys() & seeds.keys()])
+            for name, seeds in variants.items()}
     return columns
 
 
@@ -218,19 +216,15 @@ TABLES = {
            ("table3_cut3", "SPLIT_AT=3 " + TABLE3_CPU(CPU, 100, "resnet8", 8) + ", its attention students",
             ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*")))
        for data, ending in ((JPEG, ""), (VAL, "_val"))},
-    "table3_cut3_weights": Table(
-        VAL, "as table3_cut3, seed 0, LAMBDA_AT='0 100 300'",
-        tuple(f"{runs}/seed0/metrics_val.json" for runs in
-              ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*", "table3_cut3_weights/*/*")),
-        table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
-    "table3_resnet20_weights": Table(
-        VAL, "as table3_resnet20, seed 0, LAMBDA_AT='0 100 150 300', its attention students",
-        ("table3_resnet20/resnet20_attention/*/seed0/metrics_val.json",
-         "table3_resnet20_weights/resnet20_attention/*/seed0/metrics_val.json"),
-        table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
-    "table3_weights": Table(VAL, "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
-                            ("table3_cpu/*/*/seed0/metrics_val.json", "table3_weights/*/*/seed0/metrics_val.json"),
-                            table3.table3_columns, goals=TABLE3_GOALS, corner=table3.CORNER),
+    **{name: Table(VAL, command, tuple(f"{runs}/seed0/metrics_val.json" for runs in folders), table3.table3_columns,
+                   goals=TABLE3_GOALS, corner=table3.CORNER)
+       for name, command, folders in (
+           ("table3_cut3_weights", "as table3_cut3, seed 0, LAMBDA_AT='0 100 300'",
+            ("table3_8epochs/resnet8_attention/original", "table3_cut3/*/*", "table3_cut3_weights/*/*")),
+           ("table3_resnet20_weights", "as table3_resnet20, seed 0, LAMBDA_AT='0 100 150 300', its attention students",
+            ("table3_resnet20/resnet20_attention/*", "table3_resnet20_weights/resnet20_attention/*")),
+           ("table3_weights", "as table3_cpu, seed 0, LAMBDA_AT='0 300 1000'",
+            ("table3_cpu/*/*", "table3_weights/*/*")))},
     "table3_targets": Table(VAL, "as table3_cpu, LAMBDA_AT='300 1000'",
                             ("table3_targets/*/seed*/metrics_val.json",), study_columns, corner="T"),
     "tsne": Table(f"{JPEG}, 3,000 test images", "SAVE=<run> DATA_DIR=<image folder> bash scripts/4_figure_tsne.sh",

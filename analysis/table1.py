@@ -96,10 +96,14 @@ def measured_rules(runs):
     return [rule for rule in RULES if all(rule in metrics["recover"] for metrics in runs)]
 
 
+def difference(a, b):
+    """a - b; None if one is unknown."""
+    return None if None in (a, b) else a - b
+
+
 def above_original(metrics, rule):
     """By how much Avg Acc of a recover network differs from that of the same run's original; None if one is unknown."""
-    both = metrics["recover"][rule]["avg_acc"], metrics["original"]["avg_acc"]
-    return None if None in both else both[0] - both[1]
+    return difference(metrics["recover"][rule]["avg_acc"], metrics["original"]["avg_acc"])
 
 
 def table1_columns(paths):
