@@ -1,43 +1,59 @@
-"""Stage 2: train the original network T0 on all classes, or an "Independent" network of Table 1 on one subset."""
+"""Stage 2: train the original network T0 on all classes, or a network that is compared with: an "Independent" one of
+Table 1 on one subset, or R, retrained from scratch without the deposit classes."""
 
 import os
 
 import torch
 import torch.nn.functional as F
 
-from datasets import batches, load_images, make_partition, read_partition
+from datasets import batches, evaluation_batches, evaluation_sets, load_images, make_partition, read_partition
 from datasets.batches import steps_per_epoch
 from datasets.partition import save_partition
-from models import ARCHITECTURES, build_network
-from models.files import counts_of, describe
+from models.architectures import ARCHITECTURES, build_network
+from models.checkpoints import counts_of, describe
+from models.weights import imagenet_weights, load_weights, read_weights
 from utils import distributed
-from utils.checkpoint import save_checkpoint
-from utils.cli import add_optimiser_args, add_running_args, make_parser, run
+from utils.checkpoint import checksum, save_checkpoint
+from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import evaluate, percent, record_independent, record_original
-from utils.run import LossMeter, TrainingRun, already_done, learning_rate, make_optimizer, settings_of, take_step
+from utils.metrics import count_correct, percent, record_independent, record_network
+from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
+from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
+
+
+# --subset -> (kind of checkpoint, its name, subset of the classes that it is trained on, that its head has)
+SUBSETS = {
+    "all": ("original", "original", "all", "all"),
+    "deposit": ("independent", "independent_deposit", "deposit", "deposit"),
+    "preservation": ("independent", "independent_preservation", "preservation", "preservation"),
+    "retrain": ("retrained", "retrained", "preservation", "all"),
+}
 
 
 def get_args_parser():
     parser = make_parser(__doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+    files.add_argument("--save_path", type=path, default=os.path.join("checkpoints", "lirf"),
                        help="folder of the run: gets original.pt, the logs and the resumable state")
-    files.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
-    files.add_argument("--partition", default=None,
+    files.add_argument("--data_dir", type=path, default="data",
+                       help="folder that holds the data set, or gets the download")
+    files.add_argument("--partition", type=path, default=None,
                        help="manifest of partition_data.py; unset: partition.json in --save_path, made for CIFAR-10 "
                             "with 30 %% of the classes drawn by --seed when absent")
     network = parser.add_argument_group("network")
     network.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture of T0")
-    network.add_argument("--subset", choices=["all", "deposit", "preservation"], default="all",
+    network.add_argument("--subset", choices=list(SUBSETS), default="all",
                          help="all: the original network T0; deposit, preservation: Table 1's Independent network of "
-                              "that subset, with a head of its classes only")
-    network.add_argument("--pretrained", action="store_true",
-                         help="start from torchvision's ImageNet weights (images above 64 pixels; downloaded)")
+                              "that subset, with a head of its classes only; retrain: R, trained on the preservation "
+                              "set with the head of all classes")
+    network.add_argument("--weights", type=path, default=None,
+                         help="start from weights that others trained: a file of torch.save or safetensors in the "
+                              "layout of torchvision, timm, pytorch-cifar or pytorch_resnet_cifar10, or imagenet for "
+                              "torchvision's; with --epochs 0 they are measured and written as they are")
     # 30 epochs are our choice; the authors' probable recipe is
     # --epochs 160 --schedule step --milestones 80 120
-    add_optimiser_args(parser, epochs=30, lr=0.1, schedule="cosine")
+    add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1))
     add_running_args(parser)
     return parser
 
@@ -59,78 +75,83 @@ def obtain_partition(args):
     return partition
 
 
-def train_one_epoch(network, optimizer, images, runtime, run, args, epoch):
+def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns {"loss": mean cross-entropy, "lr": last rate}."""
     network.train()
     meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
-    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch), mine=distributed.mine)
-    for i, (x, y) in enumerate(run.progress(data, epoch, steps)):
+    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         lr = learning_rate(args, epoch * steps + i, steps)
         with runtime.autocast():
             logits = network(x)
-        loss = F.cross_entropy(logits.float(), distributed.mine(y))
+        loss = F.cross_entropy(logits.float(), y)
         meter.update({"loss": loss}, len(x))
-        take_step(optimizer, loss * distributed.weight(x, y), lr, args.clip_norm)
+        take_step(optimizer, loss, lr, args.clip_norm)
     return {**meter.means(), "lr": lr}
 
 
-def evaluation_sets(partition, args, classes, device):
-    """{split: ImageSet} of the test set and, if the partition holds some out, of the validation images."""
-    splits = ["test", "val"] if partition.val_fraction else ["test"]
-    return {split: load_images(partition, args.data_dir, split, classes).to(device) for split in splits}
+def initial_network(args, num_classes, image_size):
+    """(network, what it starts from): --arch from scratch (None), or with --weights, then named by their checksum."""
+    torch.manual_seed(args.seed)
+    network = build_network(args.arch, num_classes, image_size)
+    if args.weights is None:
+        if args.epochs == 0:
+            raise UserError("--epochs 0 trains nothing: name the weights that are to be the original with --weights")
+        return network, None
+    tensors = imagenet_weights(args.arch, image_size) if args.weights == "imagenet" else read_weights(args.weights)
+    load_weights(network, args.arch, image_size, tensors, f"--weights {args.weights}", keep_head=args.epochs == 0)
+    return network, checksum({"tensors": tensors})
 
 
-def count_correct(network, images, num_classes, runtime):
-    """Correct and total per class of one network, in eval mode."""
-    network.eval()
-    return evaluate(lambda x, y: {"network": network(x)}, images, num_classes, runtime)["network"]
-
-
-def record(save_path, partition, subset, counts):
-    """Write this network's part of Table 1 into the metrics files; counts: {split: counts over its classes}."""
-    if subset == "all":
-        record_original(save_path, partition, counts)
+def record(save_path, partition, kind, classes, counts):
+    """Write this network's part of Table 1 into the metrics files; counts: {split: counts over `classes`}."""
+    if kind == "independent":
+        record_independent(save_path, partition, classes, counts)
     else:
-        record_independent(save_path, partition, partition.classes(subset), counts)
+        record_network(save_path, partition, kind, counts)
 
 
 def main(args):
-    runtime = Runtime(args)
+    runtime = Runtime.of(args)
     partition = obtain_partition(args)
-    classes = partition.classes(args.subset)
-    kind, name = ("original", "original") if args.subset == "all" else ("independent", f"independent_{args.subset}")
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision"),
-                           partition=partition.hash, precision=runtime.precision)
+    kind, name, trained, head = SUBSETS[args.subset]
+    classes = partition.classes(head)
+    network, weights = initial_network(args, len(classes), partition.image_size)
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision", "weights"),
+                           partition=partition.hash, precision=runtime.precision, weights=weights)
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
     if done is not None:
-        record(args.save_path, partition, args.subset, counts_of(done, out))
+        record(args.save_path, partition, kind, classes, counts_of(done, out))
         return
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
     with distributed.rank_0_first():
-        images = load_images(partition, args.data_dir, "train", classes, download=True).to(runtime.device)
-        evaluation = evaluation_sets(partition, args, classes, runtime.device)
+        images = load_images(partition, args.data_dir, "train", partition.classes(trained), download=True)
+        images = images.to(runtime.device)
+        evaluation = {split: part.to(runtime.device)
+                      for split, part in evaluation_sets(partition, args.data_dir, classes).items()}
     for image_set in (images, *evaluation.values()):  # an Independent network numbers its own classes from 0
         image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
 
-    torch.manual_seed(args.seed)
-    network = runtime.place(build_network(args.arch, len(classes), partition.image_size, args.pretrained))
+    def counts_on(split):
+        return count_correct(network, evaluation_batches(evaluation[split], runtime.device), len(classes))
+
+    runtime.place(network)
     if args.compile:
         runtime.compile(network)
-    optimizer = make_optimizer(network.parameters(), args, nesterov=args.momentum > 0)
+    optimizer = make_optimizer(network.parameters(), args, nesterov=True)
     training.track(optimizer, network=network)
     parallel = distributed.parallel(network)
-    shown = partition.logged_split  # for the log alone: the last epoch is what is kept
+    logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
-        figures = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        figures[f"{shown}_acc"] = percent(count_correct(network, evaluation[shown], len(classes), runtime))
-        training.end_epoch(epoch, figures)
+        values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
+        training.end_epoch(epoch, {**values, f"{logged}_acc": percent(counts_on(logged))})
 
-    counts = {split: count_correct(network, part, len(classes), runtime) for split, part in evaluation.items()}
     if distributed.rank > 0:
         return
-    record(args.save_path, partition, args.subset, counts)
+    counts = {split: counts_on(split) for split in evaluation}
+    record(args.save_path, partition, kind, classes, counts)
     # the checkpoint last: it says that the stage is complete
     save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
                     settings=settings, counts=counts)
@@ -139,5 +160,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    # compiled networks on two processes did not come to an end in a trial
-    run(main, get_args_parser(), parallel={"compile": False})
+    run(main, get_args_parser(), parallel=True)

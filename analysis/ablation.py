@@ -1,63 +1,70 @@
-"""The ablations of scripts/5_ablation.sh: for each axis a table and a line plot of the figures of T and T~ on held-out
-images, mean and standard deviation over seeds."""
+"""The ablations of scripts/5_ablation.sh: for each axis a table and a line plot, one overview over all axes; mean and
+standard deviation over draws of the deposit classes."""
 
 import glob
-import json
 import os
-import sys
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, ROOT)
-from analysis.table1 import above_original, load_variants, markdown, print_table, summaries
-from utils.cli import make_parser, run
+from analysis.table1 import load_runs, print_table
+from utils.cli import make_parser, path, run
 from utils.errors import UserError
+from utils.files import read_log
+from utils.tables import above, markdown, summary
 
 # axis -> (its title, where the default run stands on it, from the settings in that run's log)
 AXES = {
     "losses": ("loss terms", lambda settings: "default"),
-    "split": ("split after block n", lambda settings: settings["split_at"]),
-    "pruning": ("pruning ratio", lambda settings: settings["prune_ratio"]),
+    "split": ("cut after block", lambda settings: settings["split_at"]),
+    "lr": ("learning rate", lambda settings: settings["lr"]),
+    "lambda_kp": ("lambda_kp", lambda settings: settings["lambda_kp"]),
+    "lambda_at": ("lambda_at", lambda settings: settings["lambda_at"]),
+    "random_label": ("random labels", lambda settings: settings["random_label"]),
+    "bn_stats": ("batch norm", lambda settings: settings["bn_stats"]),
+    "pruning": ("pruning ratio of T_r", lambda settings: settings["prune_ratio"]),
+    "bits": ("bits of the difference", lambda settings: settings["difference_bits"]),
     "temperature": ("temperature", lambda settings: settings["temperature"]),
-    "classes": ("deposit classes, % of all", lambda settings: 30),  # partition_data.py's default, and the paper's
+    "classes": ("deposit classes of 10", lambda settings: 3),
     "images": ("images a class of D_r", lambda settings: settings["images_per_class"] or "all"),
-    "epochs": ("deposit epochs", lambda settings: settings["epochs"]),
+    "epochs": ("epochs over D_r", lambda settings: settings["epochs"]),
 }
 FIGURES = {
     "T: Pre": lambda m: m["target"]["pre_acc"],
     "T: Dep": lambda m: m["target"]["dep_acc"],
     "T: H Mean": lambda m: m["target"]["h_mean"],
-    "T~: Avg - Original": lambda m: above_original(m, m["merge"]),
+    "T~ - T0, concat": lambda m: above(m, "concat"),
+    "T~ - T0, difference": lambda m: above(m, "difference"),
 }
 
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--runs", default=os.path.join("checkpoints", "ablation_resnet18"),
-                        help="folder of the runs: default/seed<k> and <axis>/<value>/seed<k>, each with "
-                             "metrics_val.json and deposit_log.jsonl")
-    parser.add_argument("--out", default=os.path.join("checkpoints", "ablation_resnet18"),
-                        help="folder that gets ablation.md and, for each axis that was run, <axis>.png and <axis>.pdf")
+    parser.add_argument("--runs", type=path, default=os.path.join("checkpoints", "ablation_resnet20"),
+                        help="folder of the runs: default/seed<k> and <axis>/<value>/seed<k>, each with metrics of "
+                             "--eval_split and deposit_log.jsonl; gets ablation.md and <axis>.png of each axis")
+    parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images that were measured on")
     return parser
 
 
-def run_patterns(axis):
-    """Where the runs of an axis lie in the folder of the ablations: the default's, and its own."""
-    return "default/seed*/metrics_val.json", f"{axis}/*/seed*/metrics_val.json"
+def variant_rows(variants):
+    """{value: {figure: summary}} of {value: metrics files}."""
+    return {value: {name: summary([figure(m) for m in load_runs(paths)]) for name, figure in FIGURES.items()}
+            for value, paths in variants.items()}
 
 
-def ablation_columns(axis, paths):
-    """{figure: {value: summary}} along an axis, from the metrics files of its runs and the default's."""
-    variants = load_variants(paths)
-    log = next(path for path in paths if path.split(os.sep)[-3] == "default")
-    with open(os.path.join(os.path.dirname(log), "deposit_log.jsonl"), encoding="utf-8") as file:
-        stands = AXES[axis][1](json.loads(file.readline())["settings"])
+def axis_rows(axis, paths):
+    """{value: {figure: summary}} along an axis, from the metrics files <value>/seed<k>/<file> of its runs and the
+    default's."""
+    variants = {}
+    for path in paths:
+        variants.setdefault(path.split(os.sep)[-3], []).append(path)
+    head = read_log(os.path.join(os.path.dirname(variants["default"][0]), "deposit_log.jsonl"))[0]
+    stands = AXES[axis][1](head["settings"])
     variants[f"{stands:g}" if isinstance(stands, (int, float)) else stands] = variants.pop("default")
-    return summaries({value: variants[value] for value in sorted(variants, key=_order)}, FIGURES)
+    return variant_rows({value: variants[value] for value in sorted(variants, key=_order)})
 
 
 def _order(value):
@@ -68,33 +75,37 @@ def _order(value):
         return 1, 0.0, value
 
 
-def draw(axis, columns, path):
-    """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over seeds."""
-    figure, panels = plt.subplots(1, len(columns), figsize=(4 * len(columns), 3.4), layout="constrained")
-    for panel, (name, values) in zip(panels, columns.items()):
-        known = {value: figure for value, figure in values.items() if figure is not None}
-        panel.errorbar(list(known), [figure["mean"] for figure in known.values()],
-                       [figure["deviation"] or 0 for figure in known.values()], marker="o", capsize=3,
-                       linestyle="none" if axis == "losses" else "-")  # between terms there is nothing
+def draw(axis, rows, path):
+    """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over draws."""
+    figure, panels = plt.subplots(1, len(FIGURES), figsize=(3.4 * len(FIGURES), 3.2), layout="constrained")
+    for panel, name in zip(panels, FIGURES):
+        known = {value: row[name] for value, row in rows.items() if row[name] is not None}
+        panel.errorbar(list(known), [f["mean"] for f in known.values()], [f["deviation"] or 0 for f in known.values()],
+                       marker="o", capsize=3, linestyle="none" if axis == "losses" else "-")
         panel.set(title=name, xlabel=AXES[axis][0])
         panel.tick_params(axis="x", rotation=45 if axis == "losses" else 0)
-    for ending in ("png", "pdf"):
-        figure.savefig(f"{path}.{ending}", dpi=150)
+    figure.savefig(f"{path}.png", dpi=120)
     plt.close(figure)
 
 
+def found_axes(folder, split):
+    """{axis: metrics files of its runs and the default's} of the axes that were run."""
+    name = "metrics.json" if split == "test" else f"metrics_{split}.json"
+    default = sorted(glob.glob(os.path.join(folder, "default", "seed*", name)))
+    own = {axis: sorted(glob.glob(os.path.join(folder, axis, "*", "seed*", name))) for axis in AXES}
+    return {axis: default + paths for axis, paths in own.items() if default and paths}
+
+
 def main(args):
-    parts = []
-    for axis, (title, _) in AXES.items():
-        default, own = (sorted(glob.glob(os.path.join(args.runs, pattern))) for pattern in run_patterns(axis))
-        if default and own:
-            columns = ablation_columns(axis, default + own)
-            os.makedirs(args.out, exist_ok=True)
-            draw(axis, columns, os.path.join(args.out, axis))
-            parts.append(markdown(columns, corner=title))
-    if not parts:
+    axes = found_axes(args.runs, args.eval_split)
+    if not axes:
         raise UserError(f"{args.runs} holds no finished runs of the default and of an axis: run scripts/5_ablation.sh")
-    print_table("\n".join(parts), os.path.join(args.out, "ablation.md"))
+    overview = {}
+    for axis, paths in axes.items():
+        rows = axis_rows(axis, paths)
+        draw(axis, rows, os.path.join(args.runs, axis))
+        overview.update({f"{AXES[axis][0]}: {value}": row for value, row in rows.items()})
+    print_table(markdown(overview, corner="axis: value"), os.path.join(args.runs, "ablation.md"))
 
 
 if __name__ == "__main__":

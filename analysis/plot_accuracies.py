@@ -1,26 +1,24 @@
 """Bar chart of a run's accuracies: Original, Deposit and every merge rule of Withdrawal, from metrics.json."""
 
 import os
-import sys
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from utils.checkpoint import load_json, write_atomically
-from utils.cli import make_parser, run
+from utils.cli import make_parser, path, run
 from utils.errors import UserError
+from utils.files import load_json, write_atomically
 
 BARS = {"pre_acc": "Pre Acc (preserved classes)", "dep_acc": "Dep Acc (deposit classes)", "avg_acc": "Avg Acc (all)"}
 
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--metrics", default=os.path.join("checkpoints", "lirf", "metrics.json"),
+    parser.add_argument("--metrics", type=path, default=os.path.join("checkpoints", "lirf", "metrics.json"),
                         help="metrics.json of withdraw.py")
-    parser.add_argument("--out", default=os.path.join("checkpoints", "lirf", "accuracies.png"), help="PNG to write")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "lirf", "accuracies.png"), help="PNG to write")
     return parser
 
 

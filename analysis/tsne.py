@@ -2,7 +2,6 @@
 set, with a measure beside the picture: how many of an image's nearest neighbours are of its class."""
 
 import os
-import sys
 
 import matplotlib
 import numpy as np
@@ -15,13 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, ROOT)
-from datasets import batches, load_images
-from models import load_network
-from utils.checkpoint import save_json
-from utils.cli import add_running_args, bounded, make_parser, run
+from datasets import evaluation_batches, load_images
+from models.checkpoints import load_network
+from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
+from utils.files import save_json
 from utils.runtime import Runtime
 
 NETWORKS = {"original": "original network T0", "target": "target network T", "recover": "recover network T~"}
@@ -29,14 +26,15 @@ NETWORKS = {"original": "original network T0", "target": "target network T", "re
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--save_path", default=os.path.join("checkpoints", "lirf"),
+    parser.add_argument("--save_path", type=path, default=os.path.join("checkpoints", "lirf"),
                         help="folder of a finished run: original.pt, target.pt, recover.pt")
-    parser.add_argument("--data_dir", default="data", help="folder that holds the data set")
+    parser.add_argument("--original", type=path, default=None, help="T0; unset: original.pt in --save_path")
+    parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to show")
     parser.add_argument("--images", type=bounded(int, 10), default=3000, help="images shown, drawn by --seed")
     parser.add_argument("--neighbours", type=bounded(int, 1), default=20, help="k of the measure")
-    parser.add_argument("--out", default=None,
-                        help="figure without its ending: gets .png, .pdf and .json; unset: tsne in --save_path")
+    parser.add_argument("--out", type=path, default=None,
+                        help="figure without its ending: gets .png and .json; unset: tsne in --save_path")
     add_running_args(parser)
     return parser
 
@@ -72,19 +70,20 @@ def draw(panels, labels, partition, path):
     if partition.num_classes <= 20:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=5, markerscale=2, frameon=False)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    for ending in ("png", "pdf"):
-        figure.savefig(f"{path}.{ending}", dpi=150)
+    figure.savefig(f"{path}.png", dpi=150)
     plt.close(figure)
 
 
 def main(args):
-    runtime = Runtime(args)
+    runtime = Runtime.of(args)
     out = args.out or os.path.join(args.save_path, "tsne")
-    networks = {name: load_network(os.path.join(args.save_path, f"{name}.pt")) for name in NETWORKS}
+    paths = {name: os.path.join(args.save_path, f"{name}.pt") for name in NETWORKS}
+    if args.original is not None:
+        paths["original"] = args.original
+    networks = {name: load_network(file) for name, file in paths.items()}
     partition = networks["recover"][1]
     for name, (_, other) in networks.items():
-        if other.data_hash != partition.data_hash:
-            raise UserError(f"{name}.pt and recover.pt in {args.save_path} are of different data: name one run")
+        other.other_draw(partition, paths["recover"], paths[name])
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:args.images]
     if len(chosen) <= max(args.neighbours, 4):
@@ -97,9 +96,9 @@ def main(args):
     writer = SummaryWriter(os.path.join(args.save_path, "tensorboard", "tsne"))
     for name, (network, _) in networks.items():
         network, parts = runtime.place(network), []
-        for x, _ in batches(images, 500, runtime.device):
-            with torch.no_grad(), runtime.autocast():
-                parts.append(features_of(network, x).float().cpu())
+        with torch.no_grad():
+            for x, _ in evaluation_batches(images, runtime.device):
+                parts.append(features_of(network, x).cpu())
         features = torch.cat(parts)
         writer.add_embedding(features, [partition.class_names[c] for c in labels], tag=name)
         shares = neighbour_accuracy(features.numpy(), labels, args.neighbours)
@@ -114,7 +113,7 @@ def main(args):
     save_json(f"{out}.json", {"partition_hash": partition.hash, "split": args.eval_split, "images": len(labels),
                               "seed": args.seed, "neighbours": args.neighbours, "neighbour_accuracy": measures,
                               **runtime.describe()})
-    print(f"wrote {out}.png, {out}.pdf and {out}.json")
+    print(f"wrote {out}.png and {out}.json")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@
     batches    shuffled, augmented, normalised batches made on the training device
 """
 
-from datasets.batches import ImageSet, batches
-from datasets.partition import Partition, load_if_there, load_images, make_partition, read_partition
+from datasets.batches import ImageSet, batches, evaluation_batches
+from datasets.loading import evaluation_sets, load_if_there, load_images
+from datasets.partition import Partition, make_partition, read_partition
 from datasets.sources import DATASETS, open_source
 
-__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "load_if_there", "load_images",
-           "make_partition", "open_source", "read_partition"]
+__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "evaluation_batches", "evaluation_sets", "load_if_there",
+           "load_images", "make_partition", "open_source", "read_partition"]

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 FOLDER = ".lirf_cache"
 _DIGEST, _CHUNK = 32, 1 << 24

@@ -7,12 +7,12 @@ import os
 
 import torch
 
-from datasets.batches import ImageSet, pixels_of
-from datasets.sources import DATASETS, SPLITS, FolderSource, open_source
-from utils.checkpoint import load_json, save_json, sealed
+from datasets.batches import pixels_of
+from datasets.sources import DATASETS, SPLITS, open_source
 from utils.errors import UserError
+from utils.files import load_json, save_json
 
-FORMAT = "lirf-partition/2"
+FORMAT = "lirf-partition/3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,23 @@ class Partition:
 
     @property
     def data_hash(self):
-        """SHA-256 of what the samples are, whichever classes are deposited."""
-        return _hash({"dataset": self.dataset, "image_size": self.image_size, "class_names": self.class_names,
-                      "val_fraction": self.val_fraction, "samples": self.samples})
+        """SHA-256 of what the samples are and how they are normalised, whichever classes are deposited."""
+        fields = dataclasses.asdict(self)
+        return _hash({name: fields[name] for name in ("dataset", "layout", "image_size", "class_names", "val_fraction",
+                                                      "mean", "std", "samples")})
 
     @property
     def hash(self):
-        """SHA-256 of the samples and of the deposit classes: equal for runs that may be compared."""
+        """SHA-256 of the data and of the deposit classes: equal for runs that may be compared."""
         return _hash([self.data_hash, self.deposit_classes])
+
+    def other_draw(self, other, path, network_path):
+        """Another partition, read from `path`, of the very data that the network in `network_path` was trained on with
+        this one. Raises UserError when they are other data."""
+        if other.data_hash != self.data_hash:
+            raise UserError(f"{path} partitions other data than {network_path} was trained on, or normalises them "
+                            f"otherwise: partition that data likewise, or name another network")
+        return other
 
     def classes(self, subset):
         """Class ids of the subset "all", "deposit" or "preservation"."""
@@ -94,8 +103,7 @@ class Partition:
 
     def as_dict(self):
         """Plain types, for the manifest and for checkpoints."""
-        return sealed({"format": FORMAT, **dataclasses.asdict(self), "counts": self.counts(),
-                       "data_hash": self.data_hash, "hash": self.hash})
+        return {"format": FORMAT, **dataclasses.asdict(self), "hash": self.hash}
 
     @classmethod
     def from_dict(cls, content, where):
@@ -227,44 +235,3 @@ def read_partition(path):
 def save_partition(path, partition):
     """Write a manifest, atomically."""
     save_json(path, partition.as_dict())
-
-
-def load_images(partition, data_dir, split, class_ids, *, download=False):
-    """Read the images of some classes: an ImageSet, labels being class ids.
-
-    split: "train", "val" or "test". Of a folder, images of other classes are not opened. Raises
-    UserError when the samples are not those that were partitioned.
-    """
-    stored = "test" if split == "test" else "train"
-    if partition.layout == "folder":
-        if not os.path.isdir(os.path.join(data_dir, stored)):
-            raise UserError(f"{os.path.join(data_dir, stored)} does not exist: "
-                            f"--data_dir must be the image folder that was partitioned")
-        source = FolderSource(data_dir, partition.class_names, partition.image_size)
-    else:
-        source = open_source(partition.dataset, data_dir, download=download and DATASETS[partition.dataset].fetched,
-                             image_size=partition.image_size)
-    for class_id in class_ids:
-        expected = partition.samples[stored][class_id]
-        if source.samples(stored, class_id) != (expected["count"], expected["sha256"]):
-            raise UserError(f"the {stored} images of class '{partition.class_names[class_id]}' in {data_dir} are not "
-                            f"those that were partitioned: use the same data, or partition again")
-    if split == "val" and partition.val_fraction == 0:
-        raise UserError("the partition holds out no validation images: write one with "
-                        "partition_data.py --val_fraction")
-    images, labels = source.load(stored, class_ids)
-    offset, rows = 0, []
-    for class_id in class_ids:
-        rows.append(offset + partition.rows(split, class_id))
-        offset += partition.samples[stored][class_id]["count"]
-    rows = torch.cat(rows)
-    return ImageSet(images[rows], labels[rows], partition.mean, partition.std, DATASETS[partition.dataset].flip)
-
-
-def load_if_there(partition, data_dir, split, consequence):
-    """All images of a split, where a stage can do without; else None, after printing `consequence` and the reason."""
-    try:
-        return load_images(partition, data_dir, split, partition.classes("all"))
-    except UserError as reason:
-        print(f"{consequence}: {reason}", flush=True)
-        return None

@@ -6,14 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 
+from utils import distributed
+
 # Random resized crops hold at least this share of the image, at these aspect ratios (torchvision's default but for
 # the share, 0.08 there: a class of fine-grained birds is not told by a twelfth of the picture).
 SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
-
-
-def every(rows):
-    """All rows of a batch: utils.distributed.mine on one device."""
-    return rows
 
 
 class RaggedImages:
@@ -36,16 +33,17 @@ class RaggedImages:
         """The same, giving its batches on `device`; the pixels stay where they are."""
         return RaggedImages(self.photographs, self.size, device)
 
-    def batch(self, rows, generator=None, flip=False, mine=every):
-        """uint8 (n, 3, size, size) of mine(rows), on the device.
+    def batch(self, rows, generator=None, flip=False):
+        """uint8 (n, 3, size, size) of the rows, on the device.
 
-        generator: random resized crops, mirrored half of the time if `flip` (training); None: resized to a short
-        side of 8/7 size and cut out of the centre (evaluation), as is usual on ImageNet.
+        generator: this rank's share, in random resized crops, mirrored half of the time if `flip` (training); None:
+        resized to a short side of 8/7 size and cut out of the centre (evaluation), as is usual on ImageNet.
         """
-        chosen = [self.photographs[row] for row in mine(rows).tolist()]
-        draws = [None] * len(chosen)
+        draws = [None] * len(rows)
         if generator is not None:
-            draws = mine(torch.rand(len(rows), 5, generator=generator, device=generator.device)).tolist()
+            drawn = torch.rand(len(rows), 5, generator=generator, device=generator.device)
+            rows, draws = distributed.share(rows), distributed.share(drawn).tolist()
+        chosen = [self.photographs[row] for row in rows.tolist()]
         out = torch.empty(len(chosen), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for square, pixels, draw in zip(out, pool.map(_pixels, chosen), draws):

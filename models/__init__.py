@@ -1,15 +1,11 @@
-"""The networks: ResNets cut into lower and upper part, the pruned deposit module, the recover network.
+"""The method and its networks.
 
-    resnet   architectures, and the cut after block n
-    deposit  the deposit module T_r: a pruned copy of the original's lower part
-    recover  merge rules and the recover network
-    files    networks from and to checkpoint files
+    architectures  the networks, and the cut after block n
+    lirf           the deposit: T and T_r, which start from T0, and the losses that train them
+    losses         one function per equation
+    pruning        the deposit module T_r: a pruned copy of the original's lower part
+    difference     what T has lost as a rounded difference of weights
+    recover        merge rules and the recover network T~
+    checkpoints    networks from and to checkpoint files
+    weights        networks that others trained
 """
-
-from models.deposit import build_deposit_module, cost, refit
-from models.files import load_network
-from models.recover import MERGE_RULES, Calibration, RecoverNetwork
-from models.resnet import ARCHITECTURES, build_network, split_network
-
-__all__ = ["ARCHITECTURES", "MERGE_RULES", "Calibration", "RecoverNetwork", "build_deposit_module", "build_network",
-           "cost", "load_network", "refit", "split_network"]

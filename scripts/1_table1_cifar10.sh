@@ -1,13 +1,54 @@
 #!/usr/bin/env bash
-# Table 1 on CIFAR-10: bash scripts/1_table1_cifar10.sh [seed ...]      (default: 0)
-# Each seed draws its own deposit classes. Stages that are done are skipped, a killed one resumes.
+# Table 1 on CIFAR-10: bash scripts/1_table1_cifar10.sh [seed ...]      (default: 0 1 2)
+# One original; each seed draws the deposit classes anew. Stages that are done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
-#   DEPOSIT_EPOCHS=10            length of the deposit
+#   WEIGHTS=file                 take the original from weights that others trained, with EPOCHS=0 as they are;
+#                                PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
+#   VARIANTS="paper"             deposits of each draw: paper, authors, ours (--preset), split2 (--split_at 2)
 #   DATA_DIR=data                CIFAR-10 (downloaded when absent) or an image folder train/<class>/, test/<class>/
-#   SAVE=checkpoints/table1_cifar10_$ARCH
-#   VAL_FRACTION=0               share of the training images held out to choose settings on
-#   INDEPENDENT=1                also train the two Independent networks
+#   SAVE=checkpoints/table1_cifar10_$ARCH      gets original/ and <variant>/seed<k>/
+#   VAL_FRACTION=0               share of the training images held out: then these are measured, not the test set
+#   INDEPENDENT=1                also train the Independent networks of the first seed
+#   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
-DATASET=cifar10 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30}
-SAVE=${SAVE:-checkpoints/table1_cifar10_$ARCH}
-source "$(dirname "$0")/table1.sh"
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} VARIANTS=${VARIANTS:-paper}
+SAVE=${SAVE:-checkpoints/table1_${DATASET}_$ARCH}
+if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+if [ $# -eq 0 ]; then set -- 0 1 2; fi
+
+flags_of() { # variant
+    case $1 in
+        paper | authors | ours) echo "--preset $1" ;;
+        split*) echo "--split_at ${1#split}" ;;
+        *)
+            echo "VARIANTS: '$1' is none of paper, authors, ours and split<n>" >&2
+            return 1
+            ;;
+    esac
+}
+
+for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
+draw_partition "$SAVE/original" "$1"
+train_original "$SAVE/original" 0
+for variant in $VARIANTS; do
+    for seed in "$@"; do
+        run=$SAVE/$variant/seed$seed
+        draw_partition "$run" "$seed"
+        if [ "${INDEPENDENT:-0}" = 1 ] && [ "$seed" = "$1" ]; then
+            for subset in preservation deposit; do
+                train_original "$run" "$seed" --partition "$run/partition.json" --subset "$subset"
+            done
+        fi
+        # shellcheck disable=SC2046 # the flags are words
+        train_deposit "$run" "$SAVE/original" "$seed" $(flags_of "$variant")
+        withdraw "$run"
+    done
+    name=metrics.json
+    if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
+    echo "$variant:"
+    paper=none
+    case $DATASET in cifar10 | cub200) paper=$DATASET ;; esac
+    python -m analysis.table1 --paper "$paper" --metrics "$SAVE/$variant"/seed*/"$name" --out "$SAVE/$variant/table1.md"
+done

@@ -1,45 +1,50 @@
 #!/usr/bin/env bash
-# Table 3, what a student learns from T0, from T trained without L_at and from T trained with it:
+# Table 3, what a student learns from T0, from T trained without L_at and with it, and from R, retrained from scratch on
+# the preserved classes:
 #   bash scripts/3_table3_transferability.sh [seed ...]      (default: 0 1 2)
-# Runs that are done are skipped, a killed one resumes.
-#   ARCH=resnet18 EPOCHS=30      network and length of the original's training
-#   DEPOSIT_EPOCHS=10            length of each deposit
-#   SPLIT_AT=2                   block after which T0 is cut
+# One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
+#   ARCH=resnet18 EPOCHS=30      network and length of the original's training, and of R's; WEIGHTS as in script 1
+#   RETRAIN_EPOCHS=$EPOCHS       length of R's training
 #   LAMBDA_AT="0 100"            weights of L_at, a target network T each
 #   STUDENTS="cnn resnet18"      students, each distilled by logits and by attention, and once trained by labels alone
 #   STUDENT_EPOCHS=30            length of each student's training
-#   DATASET=cifar10 DATA_DIR=data      CIFAR-10, or an image folder train/<class>/, test/<class>/
-#   VAL_FRACTION=0               share of the training images held out: gives a second table, to choose LAMBDA_AT by
+#   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/table3_$ARCH
-#   ORIGINALS=$SAVE/original     folder of the originals, seed<k> each; scripts 5 and 6 take the same if settings agree
+#   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
-ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} DEPOSIT_EPOCHS=${DEPOSIT_EPOCHS:-10}
-SPLIT_AT=${SPLIT_AT:-2} LAMBDA_AT=${LAMBDA_AT:-0 100}
+ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
 STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
-ORIGINALS=${ORIGINALS:-$SAVE/original}
-source "$(dirname "$0")/stages.sh"
+weights=${WEIGHTS:+--weights $WEIGHTS}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
-train_student() { # student distillation teacher seed: the teacher's folder is named by what it is
-    local folder=$SAVE/$3/seed$4 file=target.pt
-    if [ "$3" = original ]; then folder=$ORIGINALS/seed$4 file=original.pt; fi
-    python analysis/transfer.py --save_path "$SAVE/$1_$2/$3/seed$4" --teacher "$folder/$file" --data_dir "$DATA_DIR" \
-        --student "$1" --distillation "$2" --epochs "$STUDENT_EPOCHS" --seed "$4"
+train_student() { # student distillation teacher seed; the teacher's folder is named by what it is
+    local file=$SAVE/$3/seed$4/target.pt
+    case $3 in
+        original) file=$SAVE/original/original.pt ;;
+        retrained) file=$SAVE/retrained/seed$4/retrained.pt ;;
+    esac
+    python -m analysis.train_student --save_path "$SAVE/$1_$2/$3/seed$4" --teacher "$file" --data_dir "$DATA_DIR" \
+        --partition "$SAVE/retrained/seed$4/partition.json" --student "$1" --distillation "$2" \
+        --epochs "$STUDENT_EPOCHS" --seed "$4"
 }
 
+draw_partition "$SAVE/original" "$1"
+# shellcheck disable=SC2086 # the flag and its value are words
+train_original "$SAVE/original" 0 $weights
 for seed in "$@"; do
-    draw_partition "$ORIGINALS/seed$seed" "$seed"
-    train_original "$ORIGINALS/seed$seed" "$seed"
-    teachers=original
+    draw_partition "$SAVE/retrained/seed$seed" "$seed"
+    EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$SAVE/retrained/seed$seed" "$seed" --subset retrain
+    teachers="original retrained"
     for weight in $LAMBDA_AT; do
-        train_deposit "$SAVE/lambda_at_$weight/seed$seed" "$ORIGINALS/seed$seed" "$seed" --lambda_at "$weight" \
-            --split_at "$SPLIT_AT"
+        draw_partition "$SAVE/lambda_at_$weight/seed$seed" "$seed"
+        train_deposit "$SAVE/lambda_at_$weight/seed$seed" "$SAVE/original" "$seed" --lambda_at "$weight"
         teachers+=" lambda_at_$weight"
     done
     for student in $STUDENTS; do
-        train_student "$student" none original "$seed" # a control: the teacher only says which classes are deposited
+        train_student "$student" none original "$seed" # a control, which hears no teacher
         for distillation in logits attention; do
             for teacher in $teachers; do
                 train_student "$student" "$distillation" "$teacher" "$seed"
@@ -47,8 +52,6 @@ for seed in "$@"; do
         done
     done
 done
-python analysis/table3.py --metrics "$SAVE"/*/*/seed*/metrics.json --out "$SAVE/table3.md"
-if [ "$VAL_FRACTION" != 0 ]; then
-    echo "on held-out images:"
-    python analysis/table3.py --metrics "$SAVE"/*/*/seed*/metrics_val.json --out "$SAVE/table3_val.md"
-fi
+name=metrics.json
+if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
+python -m analysis.table3 --metrics "$SAVE"/*_*/*/seed*/"$name" --out "$SAVE/table3.md"

@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
 # The ablations: bash scripts/5_ablation.sh [seed ...]      (default: 0 1 2)
-# Deposits that differ from the default in one setting, measured on images held out of the training set; tables, and
-# plots as PNG and PDF in $SAVE. Runs that are done are skipped, a killed one resumes.
-#   AXES="losses split pruning temperature classes images epochs"
-#   ARCH=resnet18 EPOCHS=30      network and length of the original's training
-#   DEPOSIT_EPOCHS=10            length of each deposit
-#   DATASET=cifar10 DATA_DIR=data      CIFAR-10, or an image folder train/<class>/, test/<class>/
-#   VAL_FRACTION=0.1             share of the training images held out
-#   SAVE=checkpoints/ablation_$ARCH
-#   ORIGINALS=$SAVE/original     folder of the originals, seed<k> each; scripts 3 and 6 take the same if settings agree
+# Deposits that differ from the default in one setting; tables, and plots in $SAVE. Runs that are done are skipped, a
+# killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
+#   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp random_label
+#                                bn_stats
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
+#   SAVE=checkpoints/ablation_$ARCH      gets original/, default/seed<k>/ and <axis>/<value>/seed<k>/
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0.1}
-ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} DEPOSIT_EPOCHS=${DEPOSIT_EPOCHS:-10}
-AXES=${AXES:-losses split pruning temperature classes images epochs}
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60}
+AXES=${AXES:-losses split pruning bits temperature classes images epochs lambda_at}
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
-ORIGINALS=${ORIGINALS:-$SAVE/original}
-source "$(dirname "$0")/stages.sh"
+if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 values() { # axis: a line each for its values but the default's, with the flags that set it
@@ -23,17 +21,21 @@ values() { # axis: a line each for its values but the default's, with the flags 
     case $ARCH in resnet18 | resnet34 | resnet50) blocks=4 ;; esac
     case $1 in
         losses)
-            for n in kr at kp pt ft; do echo "no_l_$n --lambda_$n 0"; done
-            echo "with_l_re --lambda_re 0.1"
+            for n in kr at kp pt re; do echo "no_l_$n --lambda_$n 0"; done
+            echo "with_l_ft --lambda_ft 50"
             ;;
-        split) for n in $(seq 1 $blocks); do [ "$n" = 2 ] || echo "$n --split_at $n"; done ;;
+        split) for n in $(seq 1 $blocks); do [ "$n" = 3 ] || echo "$n --split_at $n"; done ;;
+        lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
+        lambda_kp) for n in 1 2.5 10; do echo "$n --lambda_kp $n"; done ;;
+        lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;
+        random_label) for n in any preserved; do echo "$n --random_label $n"; done ;;
+        bn_stats) for n in frozen deposit; do echo "$n --bn_stats $n"; done ;;
         pruning) for n in 0 0.25 0.75 0.9; do echo "$n --prune_ratio $n"; done ;;
+        bits) for n in 2 3 6 8 16; do echo "$n --difference_bits $n"; done ;;
         temperature) for n in 1 2 8; do echo "$n --temperature $n"; done ;;
-        classes) for n in 10 20 40 50; do echo "$n"; done ;; # per cent; the flag needs the seed's own partition
-        images) # of CIFAR-10's 4,500 a class: fewer, seen as many times in all
-            for n in 50 150 500 1500; do echo "$n --images_per_class $n --epochs $((DEPOSIT_EPOCHS * 4500 / n))"; done
-            ;;
-        epochs) for n in 1 3 10; do [ "$n" = "$DEPOSIT_EPOCHS" ] || echo "$n --epochs $n"; done ;;
+        classes) for n in 1 2 4 5; do echo "$n"; done ;; # the flag needs the seed's own partition
+        images) for n in 50 150 500 1500; do echo "$n --images_per_class $n"; done ;;
+        epochs) for n in 1 2 5 10; do echo "$n --epochs $n"; done ;;
         *)
             echo "AXES: '$1' is no axis of the ablation" >&2
             return 1
@@ -42,24 +44,25 @@ values() { # axis: a line each for its values but the default's, with the flags 
 }
 
 measured_deposit() { # folder seed [flag ...]
-    train_deposit "$1" "$ORIGINALS/seed$2" "${@:2}"
-    python withdraw.py --save_path "$1" --data_dir "$DATA_DIR" --eval_split val
+    train_deposit "$1" "$SAVE/original" "${@:2}"
+    withdraw "$1"
 }
 
 for axis in $AXES; do values "$axis" > /dev/null; done
+draw_partition "$SAVE/original" "$1"
+train_original "$SAVE/original" 0
 for seed in "$@"; do
-    draw_partition "$ORIGINALS/seed$seed" "$seed"
-    train_original "$ORIGINALS/seed$seed" "$seed"
+    draw_partition "$SAVE/default/seed$seed" "$seed"
     measured_deposit "$SAVE/default/seed$seed" "$seed"
     for axis in $AXES; do
         values "$axis" | while read -ra words; do
-            run=$SAVE/$axis/${words[0]}/seed$seed
-            if [ "$axis" = classes ]; then
-                draw_partition "$run" "$seed" --deposit_fraction "0.${words[0]}"
-                words+=(--partition "$run/partition.json")
-            fi
+            run=$SAVE/$axis/${words[0]}/seed$seed flags=()
+            if [ "$axis" = classes ]; then flags=(--deposit_fraction "0.${words[0]}"); fi
+            draw_partition "$run" "$seed" ${flags[@]+"${flags[@]}"}
             measured_deposit "$run" "$seed" "${words[@]:1}"
         done
     done
 done
-python analysis/ablation.py --runs "$SAVE" --out "$SAVE"
+split=test
+if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
+python -m analysis.ablation --runs "$SAVE" --eval_split "$split"

@@ -1,11 +1,12 @@
-"""Checkpoint files: plain types, read with weights_only, written whole or not at all.
+"""Checkpoint files: plain types, read with weights_only.
 
 A checkpoint is a dict of numbers, strings, lists, dicts and tensors with the entries
     format    "lirf/2"
-    kind      "original", "independent", "target", "deposit", "recover", "student" or "state"
+    kind      "original", "independent", "retrained", "target", "deposit", "difference", "recover",
+              "student" or "state"
     tensors   name -> tensor
     checksum  SHA-256 over all else: the tensors' names, types, shapes and bytes, and the other entries as JSON
-and what its kind adds (README, "File formats"). A checksum tells damage; whoever can write a file can forge it.
+and what its kind adds (checkpoints/README.md). A checksum tells damage; whoever can write a file can forge it.
 """
 
 import hashlib
@@ -16,15 +17,15 @@ import zipfile
 import torch
 
 from utils.errors import UserError
-from utils.stopping import postponed
+from utils.files import write_atomically
 
 FORMAT = "lirf/2"
 
 
 def checksum(content):
-    """SHA-256 (hex) over a dict but its entry "checksum": names, types, shapes and bytes of the dict "tensors", if it
-    has one, and everything else, plain types, as JSON."""
-    tensors = content.get("tensors", {})
+    """SHA-256 (hex) over a dict but its entry "checksum": names, types, shapes and bytes of the dict "tensors", and
+    everything else, plain types, as JSON."""
+    tensors = content["tensors"]
     described = {name: value for name, value in content.items() if name not in ("tensors", "checksum")}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -40,58 +41,10 @@ def cpu_tensors(state_dict):
             for name, tensor in state_dict.items()}
 
 
-def write_atomically(path, write):
-    """Call write(file) on `path`.part, flush it to disk, then rename it over `path`."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = path + ".part"  # a fixed name: what a kill leaves behind is overwritten by the next attempt
-    with postponed():
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = path  # a write that fails does not say where
-            raise
-
-
-def sealed(content):
-    """A dict with its checksum in it."""
-    return {**content, "checksum": checksum(content)}
-
-
-def save_json(path, content):
-    """Write plain types as indented JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def load_json(path):
-    """Read a JSON object. Raises UserError when the file is missing, is no JSON object, or does not match the checksum
-    that it holds."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a JSON file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    if "checksum" in content and ("tensors" in content or content != sealed(content)):
-        raise UserError(f"{path} was changed after it was written: write it again")
-    return content
-
-
 def save_checkpoint(path, kind, tensors, **content):
     """Write a checkpoint atomically and return its checksum."""
-    content = sealed({"format": FORMAT, "kind": kind, "tensors": cpu_tensors(tensors), **content})
+    content = {"format": FORMAT, "kind": kind, "tensors": cpu_tensors(tensors), **content}
+    content["checksum"] = checksum(content)
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError:  # how torch.save reports a failing write, a full disk for one

@@ -1,6 +1,7 @@
-"""The command line of the stage scripts: one line for an error, flags that are shared."""
+"""The command line of the scripts: flags that they share, and one line for an error."""
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -10,20 +11,31 @@ import torch
 
 from utils import distributed, stopping
 from utils.errors import UserError
+from utils.files import locked
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line, and gives the flags that --preset names their values."""
+
+    presets = {}
+
     def error(self, message):
+        if "--local-rank" in message or "--local_rank" in message:
+            message = "torch.distributed.launch passes flags of its own: start the script with torchrun"
         sys.exit(_fail(self.prog, f"{message} (see {self.prog} --help)", 2))
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        preset = self.presets.get(getattr(parsed, "preset", None))
+        if preset:  # read again, so that a flag on the command line wins over the preset
+            self.set_defaults(**preset)
+            parsed = super().parse_args(args, namespace)
+        return parsed
 
 
 def make_parser(description):
     """An ArgumentParser that shows defaults and reports a wrong flag in one line."""
-    return _OneLineParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    return _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
 
 def bounded(kind, low=None, high=None, *, above=False):
@@ -44,99 +56,166 @@ def bounded(kind, low=None, high=None, *, above=False):
     return parse
 
 
-def add_running_args(parser):
+def path(text):
+    """An argparse type: the path of a file or folder, with ~ expanded."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"'{text}' is an address, not a path: copy the data to this machine and name "
+                                         f"their folder")
+    return os.path.expanduser(text)
+
+
+def _device(text):
+    kind, _, index = text.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index or ":" in text) and not (
+            kind == "cuda" and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is unknown: choose auto, cpu, cuda, cuda:1 or mps")
+    return text
+
+
+def add_running_args(parser, seed="seed of initialisation, data order, augmentation and random labels"):
     """Flags of every stage that computes on images: where it runs, in which precision."""
     group = parser.add_argument_group("running")
-    group.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0,
-                       help="seed of initialisation, data order, augmentation and random labels")
-    group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
-                       help="auto: CUDA when there is a GPU, else the CPU")
+    group.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help=seed)
+    group.add_argument("--device", type=_device, default="auto",
+                       help="auto: CUDA when there is a GPU, else the CPU; or cpu, cuda, cuda:1, mps")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-                       help="auto: bfloat16 autocast where the processor has instructions for it, else float32")
+                       help="of training. auto: bfloat16 autocast where the processor has instructions for it, else "
+                            "float32. Accuracies are always measured in float32")
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA choose only algorithms that give the same bits again, which costs some speed; "
                             "a CPU with a given number of threads does so anyway")
     return group
 
 
-def add_optimiser_args(parser, *, epochs, lr, schedule):
-    """Flags of SGD with momentum and a learning-rate schedule, with a stage's own defaults."""
+def add_optimiser_args(parser, *, epochs, lr, weight_decay=5e-4, clip_norm=0.0):
+    """Flags of SGD with momentum 0.9, with a stage's own defaults; returns the group."""
     group = parser.add_argument_group("optimisation (the paper's settings are not known: these defaults are ours)")
-    group.add_argument("--epochs", type=bounded(int, 1), default=epochs, help="passes over the training images")
+    group.add_argument("--epochs", type=bounded(int, 0), default=epochs, help="passes over the training images")
     group.add_argument("--batch_size", type=bounded(int, 1), default=128,
                        help="images a step, those of all devices together")
     group.add_argument("--lr", type=bounded(float, 0, above=True), default=lr, help="peak learning rate")
-    group.add_argument("--momentum", type=bounded(float, 0, 1), default=0.9, help="momentum of SGD")
-    group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
-    group.add_argument("--schedule", choices=["cosine", "step", "constant"], default=schedule,
-                       help="cosine: to zero at the last step; step: times 0.1 at each milestone")
-    group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=[80, 120],
-                       help="epochs at which --schedule step decays")
-    group.add_argument("--warmup_epochs", type=bounded(float, 0), default=0.0,
-                       help="epochs over which the rate rises linearly from zero")
-    group.add_argument("--clip_norm", type=bounded(float, 0), default=0.0,
+    group.add_argument("--weight_decay", type=bounded(float, 0), default=weight_decay, help="weight decay of SGD")
+    group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
                        help="largest norm of the gradient of a step; 0: no limit")
     group.add_argument("--compile", action="store_true",
                        help="compile the networks with torch.compile: minutes at first, then faster steps")
     return group
 
 
-def run(main, parser, argv=None, *, parallel=None):
+def add_schedule_args(group):
+    """Flags of the learning rate's schedule, for stages that train from scratch."""
+    group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine",
+                       help="cosine: to zero at the last step; step: times 0.1 at each milestone")
+    group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=[80, 120],
+                       help="epochs at which --schedule step decays")
+    group.add_argument("--warmup_epochs", type=bounded(float, 0), default=0.0,
+                       help="epochs over which the rate rises linearly from zero")
+
+
+def run(main, parser, argv=None, *, parallel=False):
     """Call ``main(args)``; a mistake of the user becomes one line on stderr and an exit status.
 
-    parallel: {flag: the one value that it may have on several devices (utils.distributed)}; None: torchrun is refused.
-    Status: 0 done, 1 a :class:`UserError` or a failing file system, 2 a wrong flag,
-    130 or 143 stopped by Ctrl-C or SIGTERM.
+    parallel: whether torchrun may start the script on several devices (utils.distributed). A script with --save_path
+    locks that folder. Status: 0 done, 1 a :class:`UserError` or a failing system, 2 a wrong flag, 130 or 143 stopped by
+    Ctrl-C or SIGTERM.
     """
-    distributed.join()
+    _prepare_streams()
     args = parser.parse_args(argv)
     stopping.install()
-    # of TensorBoard's writer, whose error is raised again where the run next flushes its log
+    # TensorBoard's writer has a thread. Its error is raised again where the run next flushes its log.
     threading.excepthook = lambda failure: None
     try:
+        distributed.join()
         if distributed.ranks > 1:
-            _refuse_what_needs_one_device(args, parallel)
-        if hasattr(args, "schedule"):
-            _refuse_a_schedule_that_does_nothing(args)
-        main(args)
-        distributed.leave()
-    except UserError as error:
-        sys.exit(_fail(parser.prog, str(error), 1))
-    except OSError as error:
-        # disk full, folder not writable, path too long: the operating system's word is clear enough
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 1))
-    except torch.OutOfMemoryError:
-        sys.exit(_fail(parser.prog, "the GPU's memory does not suffice: lower --batch_size, or free the GPU", 1))
+            _require_parallel(args, parallel)
+        _check_schedule(args)
+        folder = getattr(args, "save_path", None)
+        with locked(folder) if folder and distributed.rank == 0 else contextlib.nullcontext():
+            main(args)
+            distributed.leave()
+        sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         sys.exit(_fail(parser.prog, "stopped; run the same command again to go on after the last whole epoch",
                        128 + stopped.args[0]))
     except Exception as error:
-        if not distributed.lost_a_rank(error):
+        message = _explained(error)
+        if message is None:
             raise
-        sys.exit(_fail(parser.prog, "another process of this run has ended, for the reason above or in torchrun's "
-                                    "report below; run the same command again to go on after the last whole epoch", 1))
+        sys.exit(_fail(parser.prog, message, 1))
 
 
-def _refuse_a_schedule_that_does_nothing(args):
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} at the full "
-                        f"rate: give fewer, or train longer")
-    if args.schedule == "step" and min(args.milestones) >= args.epochs:
-        raise UserError(f"--schedule step has no milestone within --epochs {args.epochs}, so the rate would never "
-                        f"fall: set --milestones")
+def _prepare_streams():
+    """Let every name be printed, with escapes where the console lacks a character, and let a program that was started
+    without output streams (by cron, say) run."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, before a file of ours does
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        with contextlib.suppress(AttributeError):  # a test's stand-in
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _refuse_what_needs_one_device(args, parallel):
-    if parallel is None:
+# What PyTorch and the system say of a machine that does not suffice -> what to do.
+_EXPLANATIONS = (
+    (("CUDA out of memory", "out of memory on device"),
+     "the GPU's memory does not suffice: lower --batch_size, or free the GPU"),
+    (("can't allocate memory", "not enough memory", "Cannot allocate memory"),
+     "the memory of this machine does not suffice: lower --batch_size or --image_size, or end other programs"),
+    (("can't start new thread", "Resource temporarily unavailable", "libgomp: Thread creation failed"),
+     "the system allows no further process or thread: raise its limit (ulimit -u), or set OMP_NUM_THREADS=1"),
+    (("more than 1 value per channel",),
+     "batch norm cannot train on a single value a channel: raise --batch_size, or use larger images"),
+    (("C++ compiler", "CppCompileError", "InvalidCxxCompiler", "No working C++", "inductor"),
+     "--compile needs a working C++ compiler (Debian: apt-get install g++): install one, or leave --compile out"),
+)
+
+
+def _explained(error):
+    """The line that a user gets for an exception; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "nobody reads the output any more; run the same command again to go on after the last whole epoch"
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, (RuntimeError, ValueError, MemoryError, OSError)) or "dynamo" in type(error).__module__:
+        for signs, advice in _EXPLANATIONS:
+            if any(sign in text for sign in signs) or isinstance(error, MemoryError) and "allocate" in signs[0]:
+                return advice
+    if isinstance(error, OSError):  # disk full, folder not writable, path too long: the system's word is clear enough
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}"
+    if distributed.lost_a_rank(error):
+        return ("another process of this run has ended, for the reason above or in torchrun's report below; run the "
+                "same command again to go on after the last whole epoch")
+    return None
+
+
+def _check_schedule(args):
+    """Refuse a schedule that does nothing."""
+    epochs, warmup = getattr(args, "epochs", 0), getattr(args, "warmup_epochs", 0)
+    if epochs and warmup >= epochs:
+        raise UserError(f"--warmup_epochs {warmup:g} leaves none of --epochs {epochs} at the full rate: give fewer, or "
+                        f"train longer")
+    if epochs and getattr(args, "schedule", None) == "step" and min(args.milestones) >= epochs:
+        raise UserError(f"--schedule step has no milestone within --epochs {epochs}, so the rate would never fall: set "
+                        f"--milestones")
+
+
+def _require_parallel(args, parallel):
+    if not parallel:
         raise UserError("it runs on one device: call it with python, not with torchrun")
-    for name, value in parallel.items():
-        if getattr(args, name) != value:
-            raise UserError(f"--{name} runs on one device: leave it out, or call the script with python")
+    if args.compile:  # compiled networks on two processes did not come to an end in a trial
+        raise UserError("--compile runs on one device: leave it out, or call the script with python")
 
 
 def _fail(prog, message, status):
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     if distributed.first_to_fail():
         print(f"{os.path.basename(prog)}: error: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -1,13 +1,14 @@
 """Several devices: torchrun starts a process, called a rank, for each of them.
 
-Every rank holds the networks and all images and computes on its own rows of every batch; gradients, batch-norm
-statistics and figures are those of the whole batch. Rank 0 alone writes and prints. Without torchrun there is one rank,
-and each function below leaves what it is given as it is.
+Every rank holds the networks and all images and trains on an equal share of every batch. DistributedDataParallel
+averages the gradients, and batch norm's statistics are those of the whole batch. Rank 0 alone writes and prints.
+Without torchrun there is one rank, and each function below leaves what it is given as it is.
 """
 
 import contextlib
 import datetime
 import functools
+import inspect
 import os
 import sys
 
@@ -27,8 +28,11 @@ _store = None
 
 
 def join():
-    """Meet the other ranks, if torchrun has started any."""
+    """Meet the other ranks, if torchrun has started any. Raises UserError when another launcher has."""
     global rank, ranks, _store
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_torchelastic_launched():
+        raise UserError("WORLD_SIZE is set, but torchrun has not started this process: start the script with "
+                        "torchrun --nproc_per_node=N, or unset WORLD_SIZE")
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         _store, rank, ranks = next(dist.rendezvous("env://", timeout=_PATIENCE))
         if rank > 0:
@@ -104,14 +108,9 @@ def rank_0_first():
         _meet()
 
 
-def mine(rows):
-    """This rank's rows of a batch's tensor; the ranks' numbers of rows differ by one at most."""
-    return rows.tensor_split(ranks)[rank]
-
-
-def weight(part, batch):
-    """The factor that makes the ranks' average of means, each over its part of a batch, the batch's mean."""
-    return ranks * len(part) / len(batch)
+def share(rows):
+    """This rank's part of a batch's rows, whose number the ranks divide."""
+    return rows.chunk(ranks)[rank]
 
 
 def summed(tensor):
@@ -122,9 +121,14 @@ def summed(tensor):
     return tensor
 
 
+def averaged(tensor):
+    """The mean of a tensor over the ranks."""
+    return summed(tensor) / ranks
+
+
 def parallel(network):
-    """The network as a training loop calls it: the gradients of backward() are averaged over the ranks, and so are,
-    within `network` itself, the batch-norm statistics. `network` keeps its parameters and the names of its tensors."""
+    """The network as a training loop calls it: backward() averages the gradients over the ranks, and batch norm, within
+    `network` itself, its statistics. `network` keeps its parameters and the names of its tensors."""
     if ranks == 1:
         return network
     if next(network.parameters()).device.type == "cuda":
@@ -133,7 +137,10 @@ def parallel(network):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.__class__ = _SyncBatchNormOnCPU
-    return DistributedDataParallel(network, broadcast_buffers=False)  # which are equal on all ranks as it is
+    # Buffers need no broadcast: they are equal on all ranks. The flag's name differs between PyTorch's releases.
+    flags = inspect.signature(DistributedDataParallel).parameters
+    return DistributedDataParallel(network, **{name: False for name in ("broadcast_buffers", "forward_sync_buffers")
+                                               if name in flags})
 
 
 class _SyncBatchNormOnCPU(nn.BatchNorm2d):

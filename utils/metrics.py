@@ -4,10 +4,9 @@ import os
 
 import torch
 
-from datasets.batches import batches, evaluation_batch_size
 from utils import distributed
-from utils.checkpoint import load_json, save_json, sealed
 from utils.errors import UserError
+from utils.files import load_json, save_json
 
 # figure of metrics.json -> its name in the paper's Table 1
 TABLE1_ROWS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc"}
@@ -28,25 +27,27 @@ class ClassCounts:
 
     def as_dict(self):
         """Plain lists, one entry a class, as stored in checkpoints and metrics.json."""
-        return {"correct": distributed.summed(self.correct).tolist(), "total": distributed.summed(self.total).tolist()}
+        return {"correct": self.correct.tolist(), "total": self.total.tolist()}
 
 
 @torch.no_grad()
-def evaluate(forward, images, num_classes, runtime, batch_size=None):
-    """Count correct answers of several networks in one pass.
+def evaluate(forward, data, num_classes):
+    """Count correct answers of several networks in one pass, in float32.
 
     forward(x, y) -> {name: logits}; y is passed on for the released rule, which reads the label.
-    images: a datasets.ImageSet on runtime.device. Returns {name: {"correct": [...], "total": [...]}}.
+    data: (x, y) batches. Returns {name: {"correct": [...], "total": [...]}}.
     """
     counts = {}
-    for x, y in batches(images, batch_size or evaluation_batch_size(images), runtime.device,
-                        mine=distributed.mine):
-        y = distributed.mine(y)
-        with runtime.autocast():
-            outputs = forward(x, y)
-        for name, logits in outputs.items():
-            counts.setdefault(name, ClassCounts(num_classes, runtime.device)).update(logits.float(), y)
+    for x, y in data:
+        for name, logits in forward(x, y).items():
+            counts.setdefault(name, ClassCounts(num_classes, y.device)).update(logits, y)
     return {name: count.as_dict() for name, count in counts.items()}
+
+
+def count_correct(network, data, num_classes):
+    """Correct and total per class of one network, in eval mode."""
+    network.eval()
+    return evaluate(lambda x, y: {"network": network(x)}, data, num_classes)["network"]
 
 
 def percent(counts, classes=None):
@@ -85,39 +86,27 @@ def metrics_path(save_path, split="test"):
 
 
 def read_metrics(path, partition):
-    """What a metrics.json holds; {} when there is none. Raises UserError when its figures are of another partition, do
-    not match their checksum, or T0's do not follow from its counts."""
+    """What a metrics.json holds; {} when there is none. Raises UserError when its figures are of another partition."""
     if not os.path.exists(path):
         return {}
     content = load_json(path)
     if content.get("partition_hash") != partition.hash:
         raise UserError(f"{path} holds the figures of another partition: choose another --save_path")
-    original = content.get("original")
-    try:
-        if "checksum" not in content or original is not None and original != _original_column(
-                original["counts"], partition):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError):
-        raise UserError(f"{path} is damaged (its figures do not follow from its counts, or their checksum is missing): "
-                        f"remove it and run the stages again") from None
     return content
 
 
 def write_metrics(path, partition, **entries):
     """Put entries into metrics.json, beside what is there of the same partition; of several ranks, the first writes."""
-    if distributed.rank > 0:
-        return
-    save_json(path, sealed({**read_metrics(path, partition), "partition_hash": partition.hash, **entries}))
+    if distributed.rank == 0:
+        save_json(path, {**read_metrics(path, partition), "partition_hash": partition.hash, **entries})
 
 
-def record_original(save_path, partition, counts):
-    """Write T0's column of Table 1; counts: {split: counts}, as original.pt holds them."""
+def record_network(save_path, partition, name, counts):
+    """Write the column of T0 ("original") or R ("retrained"); counts: {split: counts}, as its checkpoint holds them."""
     for split, of_split in counts.items():
-        write_metrics(metrics_path(save_path, split), partition, original=_original_column(of_split, partition))
-
-
-def _original_column(counts, partition):
-    return {**table1(counts, partition, original=counts), "counts": counts}
+        original = of_split if name == "original" else None
+        column = {**table1(of_split, partition, original), "counts": of_split}
+        write_metrics(metrics_path(save_path, split), partition, **{name: column})
 
 
 def record_independent(save_path, partition, classes, counts):

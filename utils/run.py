@@ -2,9 +2,7 @@
 
 import contextlib
 import datetime
-import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,6 +14,8 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
 from utils.errors import UserError
+from utils.files import read_log, write_atomically
+from utils.optim import check_finite
 
 
 class TrainingRun:
@@ -75,7 +75,7 @@ class TrainingRun:
 
     def remaining_epochs(self):
         """Yield the epochs still to run, counted from 0; opens the logs before the first."""
-        if self.next_epoch < self.epochs and distributed.rank == 0:
+        if (self.next_epoch < self.epochs or self.epochs == 0) and distributed.rank == 0:
             self._open_logs()
         for epoch in range(self.next_epoch, self.epochs):
             self._started = datetime.datetime.now()
@@ -84,29 +84,17 @@ class TrainingRun:
     def _open_logs(self):
         os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
         if os.path.exists(self.log_path):
-            with open(self.log_path, "rb") as file:
-                text = file.read()
-            whole, end = text.rfind(b"\n") + 1, 0
-            digest, ends = hashlib.sha256(), {}
-            for number, line in enumerate(text[:whole].splitlines(keepends=True), 1):
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict) or type(record.get("epoch", 0)) is not int:
-                        raise ValueError
-                except (ValueError, RecursionError):
-                    raise UserError(f"line {number} of {self.log_path} is no record of this run: mend that line, or "
-                                    f"move the file away to begin a new log") from None
+            records = read_log(self.log_path)
+            for record in records:
                 if "settings" in record:
                     refuse_other_settings(os.path.dirname(self.log_path), self.stage, record["settings"], self.settings)
-                digest.update(line)
-                end += len(line)
-                ends[digest.hexdigest()] = end
-            if self._state is not None and self._state.get("log") not in ends:
-                raise UserError(f"{self.log_path} was changed after {self.state_path} was written: put it back, or "
-                                f"move the file away to begin a new log")
-            # The log tells of the epochs that made the result, so what the state does not vouch for goes: an epoch
-            # whose state a kill prevented, which runs again, or all of a run that begins anew.
-            os.truncate(self.log_path, 0 if self._state is None else ends[self._state["log"]])
+            # The log tells of the epochs that made the result. What the state does not vouch for goes: an epoch whose
+            # state a kill prevented, which runs again, or all of a run that begins anew.
+            epochs = [record.get("epoch", 0) for record in records]
+            end = max((i + 1 for i, epoch in enumerate(epochs) if epoch == self.next_epoch), default=0)
+            kept = records[:end] if self._state is not None else []
+            write_atomically(self.log_path, lambda file: file.writelines(
+                json.dumps(record).encode() + b"\n" for record in kept))
         self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": current_commit(),
                       "date": datetime.datetime.now().isoformat(timespec="seconds"),
                       **self.runtime.describe(), "settings": self.settings})
@@ -137,9 +125,7 @@ class TrainingRun:
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
-        with open(self.log_path, "rb") as file:
-            log = hashlib.sha256(file.read()).hexdigest()
-        save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings, log=log)
+        save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
         shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
         print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
 
@@ -154,70 +140,6 @@ class TrainingRun:
             self._writer.close()
         if os.path.exists(self.state_path):
             os.remove(self.state_path)
-
-
-class LossMeter:
-    """Means of named losses, weighted by batch size and summed on the device.
-
-    On the CPU a loss that is not finite stops the run at its step; on CUDA, where looking would make the
-    host wait for the device at every step, at the end of its epoch.
-    """
-
-    def __init__(self, epoch):
-        self.epoch, self.sums, self.count = epoch, {}, 0
-
-    def update(self, losses, batch):
-        for name, loss in losses.items():
-            loss = loss.detach()
-            if loss.device.type == "cpu":
-                check_finite({name: loss.item()}, self.epoch)
-            self.sums[name] = self.sums.get(name, 0) + loss.double() * batch
-        self.count += batch
-
-    def means(self):
-        """{name: mean over the epoch's images, those of all ranks}."""
-        sums = torch.stack(list(self.sums.values()))
-        *sums, count = distributed.summed(torch.cat([sums, sums.new_tensor([self.count])])).tolist()
-        return {name: value / count for name, value in zip(self.sums, sums)}
-
-
-def check_finite(figures, epoch):
-    """Raise UserError, naming the first figure that is NaN or infinite."""
-    for name, value in figures.items():
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
-                            f"--clip_norm; the state after the epoch before is kept")
-
-
-def learning_rate(args, step, steps_per_epoch):
-    """The rate at a step of the run: linear warm-up from 0, then --schedule."""
-    epoch = (step + 1) / steps_per_epoch
-    if epoch < args.warmup_epochs:
-        return args.lr * epoch / args.warmup_epochs
-    if args.schedule == "cosine":
-        done = (step - args.warmup_epochs * steps_per_epoch) / ((args.epochs - args.warmup_epochs) * steps_per_epoch)
-        return args.lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0), 1)))
-    if args.schedule == "step":
-        return args.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in args.milestones)
-    return args.lr
-
-
-def make_optimizer(parameters, args, nesterov=False):
-    """SGD with the flags of add_optimiser_args."""
-    return torch.optim.SGD(parameters, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=nesterov)
-
-
-def take_step(optimizer, loss, lr, clip_norm):
-    """Backward and one update at rate `lr`, the gradient's norm limited to clip_norm in each group of the
-    optimizer, unless that is 0."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip_norm:
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], clip_norm)
-    optimizer.step()
 
 
 def settings_of(args, *, leave_out, **more):
@@ -254,11 +176,16 @@ def already_done(path, kind, stage, settings, beside=()):
 
 
 def current_commit():
-    """What git says of this code, None when it is no checkout."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    """What git says of this code; None when it is no checkout, or a copy within another repository."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10,
+                              check=True).stdout.strip()
+
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here,
-                              capture_output=True, text=True, timeout=10, check=True)
+        if os.path.realpath(git("rev-parse", "--show-toplevel")) != os.path.realpath(root):
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

@@ -11,29 +11,34 @@ from utils.errors import UserError
 
 
 class Runtime:
-    """Device, autocast and random generators of one stage.
+    """Device, autocast and random generators of one stage; the parameters are the flags of
+    :func:`utils.cli.add_running_args`."""
 
-    args: device, precision, deterministic and seed of :func:`utils.cli.add_running_args`.
-    """
-
-    def __init__(self, args):
-        name = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = distributed.start(name)
-        if name == "cuda":
+    def __init__(self, device="auto", precision="auto", seed=0, deterministic=False):
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = distributed.start(device)
+        if self.device.type != "cpu":
             _try_out(self.device)
-        precision = args.precision
         if precision == "auto":
-            precision = "bf16" if _has_bfloat16(name) else "fp32"
-        self.precision, self.seed = precision, args.seed
-        torch.manual_seed(args.seed)
-        if name == "cuda":
+            precision = "bf16" if _has_bfloat16(self.device) else "fp32"
+        self.precision, self.seed = precision, seed
+        torch.manual_seed(seed)
+        if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions of --precision fp32 would not be
-            torch.backends.cudnn.benchmark = not args.deterministic
-            if args.deterministic:
+            torch.backends.cudnn.benchmark = not deterministic
+            if deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
-        else:
+        elif self.device.type == "cpu":
             _keep_freed_memory()
+            if "OMP_NUM_THREADS" not in os.environ:  # PyTorch counts the machine's processors, not those allowed
+                torch.set_num_threads(usable_processors())
+
+    @classmethod
+    def of(cls, args):
+        """From parsed flags."""
+        return cls(args.device, args.precision, args.seed, args.deterministic)
 
     def autocast(self):
         """The context in which forward passes run; parameters, losses and updates stay in float32."""
@@ -63,7 +68,7 @@ class Runtime:
 
     def describe(self):
         """Hardware and versions, for the head of a log."""
-        hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name()
+        hardware = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         return {"device": self.device.type, "hardware": hardware, "threads": torch.get_num_threads(),
                 "ranks": distributed.ranks, "precision": self.precision, "python": platform.python_version(),
                 "torch": torch.__version__}
@@ -74,9 +79,9 @@ def _try_out(device):
     this build of PyTorch has no kernels for it."""
     try:
         torch.ones(1, device=device).add_(1)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"PyTorch cannot compute on a GPU here ({str(error).strip().splitlines()[0]}): install a build "
-                        f"of PyTorch for this GPU and driver, or use --device cpu") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(f"PyTorch cannot compute on {device} here ({str(error).strip().splitlines()[0]}): install a "
+                        f"build of PyTorch for this GPU and driver, or use --device cpu") from None
 
 
 def _keep_freed_memory():
@@ -88,9 +93,16 @@ def _keep_freed_memory():
         mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
 
 
+def usable_processors():
+    """Number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _has_bfloat16(device):
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)  # older ones emulate it, slowly
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it, slowly
+    if device.type == "mps":
+        return False
     # without these instructions the CPU's bfloat16 is slower than its float32
     return torch.cpu._is_avx512_bf16_supported()
 

@@ -1,0 +1,1 @@
+"""Speed and memory beside a plain reference, and that reference."""

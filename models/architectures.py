@@ -1,0 +1,145 @@
+"""Networks as a sequence of stages: stem, layer1 .. layerK, head, to be cut after any layer n."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from utils.errors import UserError
+
+# Up to this image size a torchvision ResNet has a 3x3 stem without pooling, as is usual on CIFAR;
+# the ImageNet stem would leave 2x2 positions of a 32x32 image to the last block.
+SMALL_IMAGE = 64
+
+
+def _stages(stem, layers, head):
+    named = [("stem", stem), *((f"layer{i}", layer) for i, layer in enumerate(layers, 1)), ("head", head)]
+    return nn.Sequential(OrderedDict(named))
+
+
+def _head(pool, fc):
+    return nn.Sequential(OrderedDict(pool=pool, flatten=nn.Flatten(), fc=fc))
+
+
+def _torchvision_resnet(name):
+    """He et al. (2016), section 4.1, with torchvision's definition and initialisation."""
+
+    def build(num_classes, image_size):
+        net = torchvision.models.get_model(name, num_classes=num_classes, weights=None)
+        stem = [("conv1", net.conv1), ("bn1", net.bn1), ("relu", net.relu)]
+        if image_size <= SMALL_IMAGE:
+            conv = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            stem[0] = ("conv1", conv)
+        else:
+            stem.append(("maxpool", net.maxpool))
+        return _stages(nn.Sequential(OrderedDict(stem)), [net.layer1, net.layer2, net.layer3, net.layer4],
+                       _head(net.avgpool, net.fc))
+
+    return build
+
+
+class PaddedShortcut(nn.Module):
+    """Option A of He et al. (2016): every stride-th position, new channels zero; no parameters."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
+
+    def forward(self, x):
+        return F.pad(x[:, :, ::self.stride, ::self.stride], self.padding)
+
+
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else PaddedShortcut(in_channels, out_channels, stride)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
+
+
+def _cifar_resnet(depth):
+    """ResNet of depth 6n + 2 for 32x32 images: three layers of n blocks, 16, 32 and 64 channels
+    (He et al., 2016, section 4.2)."""
+
+    def build(num_classes, image_size):
+        n, channels, layers = (depth - 2) // 6, 16, []
+        stem = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False),
+                                         bn1=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True)))
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            blocks = []
+            for i in range(n):
+                blocks.append(CifarBlock(channels, width, stride if i == 0 else 1))
+                channels = width
+            layers.append(nn.Sequential(*blocks))
+        net = _stages(stem, layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(64, num_classes)))
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return net
+
+    return build
+
+
+def _cnn(num_classes, image_size):
+    """A plain convolutional network, the small student of Table 3: 0.29 million parameters.
+
+    Three layers of two 3x3 convolutions with 32, 64 and 128 channels, each followed by batch norm and ReLU; 2x2 max
+    pooling between them. The layers stand at full, half and quarter resolution, as a ResNet's; the stem is empty.
+    """
+    layers, channels = [], 3
+    for width in (32, 64, 128):
+        parts = [nn.MaxPool2d(2)] if layers else []
+        for _ in range(2):
+            parts += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+                      nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.Sequential(*parts))
+    return _stages(nn.Sequential(), layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)))
+
+
+# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head). This is the one place to add an
+# architecture. Its head is nn.Sequential(pool, flatten, fc).
+ARCHITECTURES = {
+    "cnn": _cnn,
+    "resnet8": _cifar_resnet(8),
+    "resnet20": _cifar_resnet(20),
+    "resnet32": _cifar_resnet(32),
+    "resnet44": _cifar_resnet(44),
+    "resnet56": _cifar_resnet(56),
+    "resnet18": _torchvision_resnet("resnet18"),
+    "resnet34": _torchvision_resnet("resnet34"),
+    "resnet50": _torchvision_resnet("resnet50"),
+}
+
+
+def build_network(arch, num_classes, image_size):
+    """A freshly initialised network: images (b, 3, image_size, image_size) -> logits (b, num_classes)."""
+    return ARCHITECTURES[arch](num_classes, image_size)
+
+
+def split_network(network, split_at):
+    """Cut after block n = split_at: (lower, upper) = (stem + layer1..n, layer n+1..K + head).
+
+    Both share the network's modules and keep their names, so that upper(lower(x)) is network(x) and
+    their state_dicts together are the network's. Raises UserError unless 1 <= n <= K.
+    """
+    blocks = len(network) - 2
+    if not 1 <= split_at <= blocks:
+        raise UserError(f"--split_at {split_at} is out of range: this network can be cut after blocks 1 to {blocks}")
+    lower, upper = network[:split_at + 1], network[split_at + 1:]
+    lower.training = upper.training = network.training  # a slice is a new module, in train mode at first
+    return lower, upper

@@ -1,0 +1,111 @@
+"""What T has lost, as a difference of weights: D = lower_0 - lower_T, rounded to a few bits. Ours.
+
+Adding D to lower_T gives T0's lower part back, up to the rounding. D is one string of bytes: for each floating-point
+tensor of the lower part, in the order of their names, its scales in float32 and its rounded entries, packed. The
+architecture tells names and shapes, so the file holds nothing else.
+"""
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+VECTOR_BITS = 16  # batch norm's weights and statistics: few, and each shifts a whole channel
+
+
+def pack(values, bits):
+    """Whole numbers (n,) of [0, 2^bits) -> uint8 (ceil(n * bits / 8),), without a gap between them."""
+    shifts = torch.arange(bits - 1, -1, -1)
+    return torch.from_numpy(np.packbits((values[:, None] >> shifts & 1).to(torch.uint8).numpy()))
+
+
+def unpack(data, bits, count):
+    """What `pack` packed: the first `count` numbers, int64."""
+    digits = torch.from_numpy(np.unpackbits(data.numpy(), count=count * bits)).view(count, bits).long()
+    return (digits << torch.arange(bits - 1, -1, -1)).sum(1)
+
+
+def _rows(tensor):
+    """A row for each scale: an output channel of a convolution, the whole of a vector."""
+    return tensor.reshape(len(tensor), -1) if tensor.dim() > 1 else tensor.reshape(1, -1)
+
+
+def _levels(tensor, bits):
+    """(bits an entry, largest whole number m): entries are rounded to the multiples -m .. m of their row's scale."""
+    bits = bits if tensor.dim() > 1 else VECTOR_BITS
+    return bits, 2 ** (bits - 1) - 1
+
+
+def quantise(rows, largest):
+    """(whole numbers of [-largest, largest], scale): rows (r, n) ~ numbers * scale (r, 1).
+
+    Each row's scale is that of the least squared error among 16 shares of the one at which its largest entry fits:
+    with few bits, to cut off the largest entries costs less than to round all others coarsely.
+    """
+    fitting = rows.abs().amax(1, keepdim=True) / largest
+    best, scale = torch.full_like(fitting, torch.inf), fitting
+    for share in torch.linspace(1, 0.25, 16):
+        tried = fitting * share
+        error = (_rounded(rows, tried, largest) * tried - rows).square().sum(1, keepdim=True)
+        scale = torch.where(error < best, tried, scale)
+        best = torch.minimum(best, error)
+    return _rounded(rows, scale, largest), scale
+
+
+def _rounded(rows, scale, largest):
+    return (rows / scale.clamp_min(torch.finfo(rows.dtype).tiny)).round().clamp(-largest, largest)
+
+
+def _tensors(lower):
+    """[(name, tensor)] of what the difference covers: all but batch norm's counters."""
+    return [(name, tensor) for name, tensor in sorted(lower.items()) if tensor.is_floating_point()]
+
+
+def encode(original, target, bits):
+    """D as uint8 (bytes,). original, target: state_dicts of lower_0 and lower_T; bits: one of BITS.
+
+    Raises UserError when a weight is not finite.
+    """
+    parts = []
+    for name, tensor in _tensors(target):
+        rows = _rows(original[name].float().cpu() - tensor.float().cpu())
+        if not rows.isfinite().all():
+            raise UserError(f"the weights '{name}' are not finite: train again with a lower --lr")
+        width, largest = _levels(tensor, bits)
+        numbers, scale = quantise(rows, largest)
+        parts += [scale.contiguous().view(torch.uint8).flatten(),
+                  pack((numbers.flatten() + largest).to(torch.int32), width)]
+    return torch.cat(parts)
+
+
+def decode(data, target, bits):
+    """{name: D} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict.
+
+    Raises ValueError when there are too few or too many bytes, or a scale is not finite.
+    """
+    found, place = {}, 0
+
+    def take(count):
+        nonlocal place
+        place += count
+        if place > len(data):
+            raise ValueError("too few bytes")
+        return data[place - count:place]
+
+    for name, tensor in _tensors(target):
+        rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
+        scale = take(4 * len(rows)).clone().view(torch.float32)[:, None]
+        numbers = unpack(take(-(-rows.numel() * width // 8)), width, rows.numel()) - largest
+        if not scale.isfinite().all():
+            raise ValueError("a scale is not finite")
+        found[name] = (numbers.view(rows.shape) * scale).view(tensor.shape)
+    if place != len(data):
+        raise ValueError("too many bytes")
+    return found
+
+
+def restored(target, difference):
+    """lower_T's state_dict with D added: T0's lower part, up to the rounding."""
+    return {name: tensor + difference[name].to(tensor) if name in difference else tensor
+            for name, tensor in target.items()}

@@ -1,0 +1,122 @@
+"""The deposit of LIRF in one file (Ye et al., ECCV 2022, section 3): the networks that start from T0, and the losses
+that turn them into the target network T and the deposit module T_r."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from datasets import evaluation_batches
+from models import losses
+from models.architectures import split_network
+from models.pruning import build_deposit_module
+from models.recover import concat, spread_ratio
+
+
+class Outputs(NamedTuple):
+    """What T0, T and the deposit branch say of images x of D_r: f at the cut (b, c, h, w), logits z (b, classes)."""
+
+    f_0: torch.Tensor
+    f_t: torch.Tensor
+    f_r: torch.Tensor
+    z_0: torch.Tensor
+    z_t: torch.Tensor
+    z_r: torch.Tensor
+
+
+class Term(NamedTuple):
+    """A term of L: the default of its weight --lambda_<name>, what --help says of it, its value, a function of the
+    LIRF, its Outputs, the labels y and the random labels y_r (b,), and its sign in L: -1 where it is maximised."""
+
+    weight: float
+    help: str
+    value: Callable
+    sign: float = 1.0
+
+
+# L = lambda_kr CE(z_T, y_r) - lambda_at L_at + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + lambda_ft L_ft. The
+# paper's L_kr is the first two. This is the one place to add a loss: its flag, its logs and its gradient follow.
+TERMS = {
+    "kr": Term(1.0, "CE(z_T, y_r) of L_kr: T answers D_r at random (the paper gives it no weight)",
+               lambda lirf, out, y, y_r: losses.knowledge_removal(out.z_t, y_r)),
+    "at": Term(100.0, "L_at of L_kr, maximised: T's attention maps leave T0's",
+               lambda lirf, out, y, y_r: losses.attention_transfer(out.f_t, out.f_0), sign=-1.0),
+    "kp": Term(5.0, "L_kp: T keeps T0's answers on the preserved classes",
+               lambda lirf, out, y, y_r: losses.knowledge_preserving(
+                   out.z_t, out.z_0, lirf.preserved, lirf.args.temperature)),
+    "pt": Term(1.0, "L_pt: T_r takes T0's answers on the deposit classes",
+               lambda lirf, out, y, y_r: losses.partial_transfer(
+                   out.z_r, out.z_0, lirf.transferred, lirf.args.temperature)),
+    "re": Term(0.1, "L_re: T_r is easy to withdraw",
+               lambda lirf, out, y, y_r: losses.recoverability(lirf.withdrawn(out), y)),
+    "ft": Term(0.0, "L_ft, ours: T_r matches the features of T0's lower part",
+               lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),
+}
+
+
+class LIRF(torch.nn.Module):
+    """T0 (frozen), lower_T and T_r, which start from its lower part, and the upper part that all share.
+
+    original: T0, nn.Sequential of models.architectures; partition: its Partition; args: of train_deposit.py.
+    """
+
+    def __init__(self, original, partition, args):
+        super().__init__()
+        self.args = args
+        self.original_lower, self.upper = split_network(original.requires_grad_(False), args.split_at)
+        self.target = copy.deepcopy(self.original_lower).requires_grad_(True)
+        self.deposit = build_deposit_module(self.target, args.prune_ratio, partition.image_size)
+        every, preserved, deposited = (torch.tensor(partition.classes(subset))
+                                       for subset in ("all", "preservation", "deposit"))
+        self.register_buffer("preserved", preserved)
+        self.register_buffer("deposited", deposited)
+        self.register_buffer("transferred", deposited if args.pt_classes == "deposit" else every)
+        self.register_buffer("random_answers", preserved if args.random_label == "preserved" else every)
+
+    def trained(self):
+        """{name: module} of what the deposit changes."""
+        return {"target": self.target, "deposit": self.deposit}
+
+    def train(self, mode=True):
+        # T0 and the upper part stay in eval mode whatever their parent does, and with --bn_stats frozen batch norm is
+        # the whole difference between the modes.
+        super().train(False)
+        for name, module in self.trained().items():
+            module.train(mode and self.args.bn_stats in ("updated", name))
+        self.training = mode
+        return self
+
+    def forward(self, x):
+        """Outputs for images x (b, 3, s, s)."""
+        with torch.no_grad():
+            f_0 = self.original_lower(x)
+            z_0 = self.upper(f_0)
+        f_t, f_r = self.target(x), self.deposit(x)
+        z_t, z_r = self.upper(torch.cat([f_t, f_r])).chunk(2)
+        return Outputs(f_0, f_t, f_r, z_0, z_t, z_r)
+
+    def random_labels(self, y, generator):
+        """y_r of L_kr for the labels y (n,), drawn as --random_label says."""
+        return losses.draw_random_labels(y, self.random_answers, self.args.random_label == "wrong", generator)
+
+    def withdrawn(self, out):
+        """z_T~ of L_re, the paper's equation. Its gradient reaches T only with --re_target attached."""
+        z_t = out.z_t if self.args.re_target == "attached" else out.z_t.detach()
+        return concat(z_t, out.z_r, self.preserved, self.deposited, 1.0)
+
+    def losses(self, out, y, y_r):
+        """The named terms of L and their weighted sum "loss", which is minimised. y, y_r: labels and random labels."""
+        terms = {f"l_{name}": term.value(self, out, y, y_r) for name, term in TERMS.items()}
+        terms["loss"] = sum(term.sign * getattr(self.args, f"lambda_{name}") * terms[f"l_{name}"]
+                            for name, term in TERMS.items())
+        return terms
+
+
+@torch.no_grad()
+def spread_on(lirf, images, runtime):
+    """s of models.recover.spread_ratio over an ImageSet of D_r as it is (no augmentation), in eval mode and float32."""
+    lirf.eval()
+    outputs = (lirf(x) for x, _ in evaluation_batches(images, runtime.device))
+    z_0, z_t = zip(*((out.z_0, out.z_t) for out in outputs))
+    return spread_ratio(torch.cat(z_0), torch.cat(z_t), lirf.preserved)
