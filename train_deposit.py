@@ -23,11 +23,11 @@ from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
 
-# paper: the defaults, its terms at weights that are ours. authors: what the released code does. ours: T_r learns all
-# logits and the features, for `withdraw.py --merge calibrated`.
+# paper: the defaults, its terms at weights that are ours. authors: what the released code does, its cut included. ours:
+# T_r learns all logits and the features, for `withdraw.py --merge calibrated`.
 PRESETS = {
     "paper": {},
-    "authors": {"prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
+    "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
 }
 
