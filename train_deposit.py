@@ -11,7 +11,7 @@ from datasets import batches, evaluation_batches, load_if_there, load_images, re
 from datasets.batches import steps_per_epoch
 from models.architectures import split_network
 from models.checkpoints import counts_of, describe, network_of, read
-from models.difference import BITS, encode
+from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS, spread_on
 from models.pruning import cost
 from utils import distributed
@@ -58,7 +58,7 @@ def get_args_parser():
     method.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
     method.add_argument("--difference_bits", type=int, choices=BITS, default=4,
-                        help="bits an entry of difference.pt, which holds lower_0 - lower_T")
+                        help="bits an entry of difference.pt, which holds lower_0 - lower_T; T is rounded to match")
     for name, term in TERMS.items():
         method.add_argument(f"--lambda_{name}", type=bounded(float, 0), default=term.weight,
                             help=f"weight of {term.help}")
@@ -126,19 +126,27 @@ def read_original(args):
     return network, content, partition, counts
 
 
-def save_deposit(args, lirf, content, partition, settings, scale):
+def take_difference(lirf, bits):
+    """lower_0 - lower_T, rounded, as bytes; lower_T becomes lower_0 less that, so that adding it back is exact."""
+    original = lirf.original_lower.state_dict()
+    data = encode(original, lirf.target.state_dict(), bits)
+    lirf.target.load_state_dict(shifted(original, decode(data, original, bits), -1))
+    return data
+
+
+def save_deposit(args, lirf, content, partition, settings, images, runtime):
     """Write target.pt, difference.pt and, last, deposit.pt: it says that the deposit is complete."""
     def out(name):
         return os.path.join(args.save_path, f"{name}.pt")
 
     fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
+    difference = take_difference(lirf, args.difference_bits)
     target = save_checkpoint(out("target"), "target", {**lirf.target.state_dict(), **lirf.upper.state_dict()}, **fits)
-    difference = encode(lirf.original_lower.state_dict(), lirf.target.state_dict(), args.difference_bits)
     save_checkpoint(out("difference"), "difference", {"difference": difference}, bits=args.difference_bits,
                     target=target)
-    save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target, scale=scale,
-                    settings=settings, cost={"lower": before, "deposit": after})
+    save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target,
+                    scale=spread_on(lirf, images, runtime), settings=settings, cost={"lower": before, "deposit": after})
     for name in ("deposit", "difference"):
         size = os.path.getsize(out(name))
         print(f"wrote {out(name)}: {size:,} bytes, {100 * size / before['bytes']:.1f} % of the lower part's")
@@ -187,7 +195,7 @@ def main(args):
 
     if distributed.rank == 0:
         record_network(args.save_path, partition, "original", original_counts)
-        save_deposit(args, lirf, content, partition, settings, spread_on(lirf, images, runtime))
+        save_deposit(args, lirf, content, partition, settings, images, runtime)
         training.finish()
 
 

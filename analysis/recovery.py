@@ -25,7 +25,7 @@ from datasets import batches, evaluation_batches, load_images
 from models import losses
 from models.architectures import split_network
 from models.checkpoints import cut, load_network, read, read_deposit
-from models.difference import decode, encode, quantise, restored
+from models.difference import decode, encode, quantise, shifted
 from models.recover import MERGE_RULES
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
@@ -155,7 +155,7 @@ def points_of(folder, original, args, runtime):
 
     def add(form, size, difference):
         sizes[form], lowers[form] = size, copy.deepcopy(lower)
-        lowers[form].load_state_dict(restored(target, difference))
+        lowers[form].load_state_dict(shifted(target, difference, 1))
 
     for bits in BITS:
         data = encode(whole, target, bits)

@@ -2,7 +2,7 @@
 
 from datasets.partition import Partition
 from models.architectures import ARCHITECTURES, build_network, split_network
-from models.difference import BITS, decode, restored
+from models.difference import BITS, decode, shifted
 from models.pruning import shape_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -77,7 +77,7 @@ def read_difference(path, target_path, content, lower):
         if bits not in BITS or len(difference["tensors"]) != 1:
             raise ValueError("its bits or its tensors are not those of a difference")
         state = lower.state_dict()
-        return restored(state, decode(data, state, bits))
+        return shifted(state, decode(data, state, bits), 1)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise damaged(path, str(error)) from None
 
