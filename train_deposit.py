@@ -141,7 +141,7 @@ def read_original(args):
         for path in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(original_path)), "..", "*",
                                                   "difference.pt"))):
             if load_checkpoint(path, "difference").get("id") in left:
-                give_back(part, content, left, path, original_path)
+                give_back(path, original_path, content, left, part)
         if left:
             names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {original_path}: put it "

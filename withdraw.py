@@ -59,7 +59,7 @@ def load_parts(args):
     target, upper = cut(content, partition, target_path)
     given, away = copy.deepcopy(target), away_of(content, partition, target_path)
     for folder in folders:
-        give_back(given, content, away, os.path.join(folder, "difference.pt"), target_path)
+        give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
     modules, scale = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given}), 1.0
     if args.merge != "difference" or len(folders) == 1 and len(away) == 0:
         deposit_path = os.path.join(folders[0], "deposit.pt")

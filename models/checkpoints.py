@@ -82,24 +82,29 @@ def away_of(content, partition, path):
     return away
 
 
-def give_back(lower, content, away, difference_path, target_path):
-    """Add the difference in a file to `lower`, a lower part from which that deposit is away, in place.
+def read_difference(path, target_path, content, away, lower):
+    """(id of the deposit, {name: D}) of difference.pt.
 
-    content: of the target file; away: {id: classes} of what is away still, of which the deposit's entry is removed.
-    Raises UserError when the deposit is not away from this target, or is of another T0.
+    content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
+    lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
     """
-    difference = load_checkpoint(difference_path, "difference")
+    difference = load_checkpoint(path, "difference")
     bits, data, name = difference.get("bits"), difference["tensors"].get("difference"), difference.get("id")
     if difference.get("original") != content.get("original") or name not in away:
-        raise UserError(f"{difference_path} does not belong to {target_path}: it is of another original or cut, or not "
-                        f"away from this network")
+        raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
+                        f"this network")
     try:
         if bits not in BITS or len(difference["tensors"]) != 1:
             raise ValueError("its bits or its tensors are not those of a difference")
-        state = lower.state_dict()
-        lower.load_state_dict(shifted(state, decode(data, state, bits), 1))
+        return name, decode(data, lower.state_dict(), bits)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise damaged(difference_path, str(error)) from None
+        raise damaged(path, str(error)) from None
+
+
+def give_back(path, target_path, content, away, lower):
+    """Add the difference in a file to `lower`, in place, and take its deposit off `away`; see read_difference."""
+    name, difference = read_difference(path, target_path, content, away, lower)
+    lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
     del away[name]
 
 
