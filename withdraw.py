@@ -4,6 +4,7 @@ those held out, only measure it."""
 
 import copy
 import os
+from collections import OrderedDict
 
 import torch
 
@@ -62,7 +63,8 @@ def load_parts(args):
 def recover_network(modules, partition, merge, scale):
     """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + D)."""
     if merge == "difference":
-        return torch.nn.Sequential(*modules["difference"], *modules["upper"])
+        return torch.nn.Sequential(OrderedDict([*modules["difference"].named_children(),
+                                                *modules["upper"].named_children()]))
     return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.preserved_classes,
                           partition.deposit_classes, merge, scale)
 
