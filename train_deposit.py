@@ -2,20 +2,23 @@
 classes, and put aside what it forgets: as the paper's deposit module T_r, and as the difference of the weights. No
 image of the preservation set is trained on."""
 
+import copy
 import dataclasses
+import glob
 import os
+from typing import NamedTuple
 
 import torch
 
 from datasets import batches, evaluation_batches, load_if_there, load_images, read_partition
 from datasets.batches import steps_per_epoch
 from models.architectures import split_network
-from models.checkpoints import counts_of, describe, network_of, read
-from models.difference import BITS, encode
+from models.checkpoints import away_of, counts_of, describe, give_back, network_of, read
+from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS, spread_on
 from models.pruning import cost
 from utils import distributed
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, read_metrics, record_network, table1
@@ -23,11 +26,11 @@ from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
 
-# paper: the defaults, its terms at weights that are ours. authors: what the released code does. ours: T_r learns all
-# logits and the features, for `withdraw.py --merge calibrated`.
+# paper: the defaults, its terms at weights that are ours. authors: what the released code does, its cut included. ours:
+# T_r learns all logits and the features, for `withdraw.py --merge calibrated`.
 PRESETS = {
     "paper": {},
-    "authors": {"prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
+    "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
 }
 
@@ -41,7 +44,9 @@ def get_args_parser():
                             "state")
     files.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     files.add_argument("--original", type=path, default=None,
-                       help="T0, of train_scratch.py; unset: original.pt in --save_path")
+                       help="T0, of train_scratch.py, or target.pt of earlier deposits: then T0 is rebuilt from it and "
+                            "the difference.pt files in the folders beside its own, and the new deposit is added; "
+                            "unset: original.pt in --save_path")
     files.add_argument("--partition", type=path, default=None,
                        help="manifest with the deposit classes, over the data that T0 was trained on; "
                             "unset: the one in T0's file")
@@ -58,7 +63,7 @@ def get_args_parser():
     method.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
     method.add_argument("--difference_bits", type=int, choices=BITS, default=4,
-                        help="bits an entry of difference.pt, which holds lower_0 - lower_T")
+                        help="bits an entry of difference.pt, which holds lower_0 - lower_T; T is rounded to match")
     for name, term in TERMS.items():
         method.add_argument(f"--lambda_{name}", type=bounded(float, 0), default=term.weight,
                             help=f"weight of {term.help}")
@@ -108,37 +113,83 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     return meter.means()
 
 
+class Original(NamedTuple):
+    """T0 as the deposit starts from it, and the deposits that are away already: an empty bank at first."""
+
+    network: torch.nn.Sequential
+    arch: str
+    counts: dict  # of T0: {split: {"correct", "total"}}
+    identity: str  # checksum of the file that train_scratch.py wrote, and the cut of the deposits that belong together
+    lower: dict | None  # lower_T of the earlier deposits, as state_dict
+    away: dict  # {id: classes} of these
+
+
 def read_original(args):
-    """(T0, content of its file, Partition, counts) that the flags name, checked before anything is written."""
+    """(Original, Partition) that the flags name, checked before anything is written."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
-    content, partition = read(original_path, "original")
+    content, partition = read(original_path, ("original", "target"))
+    network, lower, away = network_of(content, partition, original_path), None, {}
+    part, _ = split_network(network, args.split_at)  # an impossible cut is told before the data are read
+    counts, identity = counts_of(content, original_path), f"{content['checksum']}/{args.split_at}"
+    if content["kind"] == "target":
+        identity, away = content["original"], away_of(content, partition, original_path)
+        if content.get("split_at") != args.split_at:
+            raise UserError(f"{original_path} is cut after block {content.get('split_at')}: deposits of one bank share "
+                            f"--split_at")
+        lower = copy.deepcopy(part.state_dict())
+        left = dict(away)
+        for path in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(original_path)), "..", "*",
+                                                  "difference.pt"))):
+            if load_checkpoint(path, "difference").get("id") in left:
+                give_back(path, original_path, content, left, part)
+        if left:
+            names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
+            raise UserError(f"the difference.pt of {names} is in no folder beside that of {original_path}: put it "
+                            f"there, so that T0 can be rebuilt")
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
-    network = network_of(content, partition, original_path)
-    split_network(network, args.split_at)  # an impossible cut is told before the data are read
+    taken = sorted({c for classes in away.values() for c in classes} & set(partition.deposit_classes))
+    if taken:
+        raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "
+                        f"classes")
     fewest = min(len(partition.rows("train", c)) for c in partition.deposit_classes)
     if args.images_per_class is not None and args.images_per_class > fewest:
         raise UserError(f"--images_per_class {args.images_per_class}: a deposit class has {fewest} training images, "
                         f"no more")
-    counts = counts_of(content, original_path)
     for split in counts:
-        read_metrics(metrics_path(args.save_path, split), partition)
-    return network, content, partition, counts
+        read_metrics(metrics_path(args.save_path, split), partition.with_deposit(taken_by(away, partition)))
+    return Original(network, content["arch"], counts, identity, lower, away), partition
 
 
-def save_deposit(args, lirf, content, partition, settings, scale):
+def taken_by(away, partition):
+    """The classes that are away once the partition's are."""
+    return sorted({c for classes in away.values() for c in classes} | set(partition.deposit_classes))
+
+
+def save_deposit(args, lirf, original, partition, settings, images, runtime):
     """Write target.pt, difference.pt and, last, deposit.pt: it says that the deposit is complete."""
     def out(name):
         return os.path.join(args.save_path, f"{name}.pt")
 
-    fits = describe(content["arch"], partition.classes("all"), partition, split_at=args.split_at, settings=settings)
+    lower_0 = lirf.original_lower.state_dict()
+    data = encode(lower_0, lirf.target.state_dict(), args.difference_bits)
+    difference = decode(data, lower_0, args.difference_bits)
+    # The rounding falls on T, so that adding the difference back is exact.
+    lirf.target.load_state_dict(shifted(lower_0, difference, -1))
+    scale = spread_on(lirf, images, runtime)
+    lower = shifted(original.lower or lower_0, difference, -1)
+    name = checksum({"tensors": {"difference": data}})[:16]
+    whole = partition.with_deposit(taken_by(original.away, partition))
+    target = save_checkpoint(out("target"), "target", {**lower, **lirf.upper.state_dict()}, split_at=args.split_at,
+                             **describe(original.arch, whole.classes("all"), whole), settings=settings,
+                             counts=original.counts, original=original.identity,
+                             away={**original.away, name: partition.deposit_classes})
+    save_checkpoint(out("difference"), "difference", {"difference": data}, bits=args.difference_bits, id=name,
+                    original=original.identity)
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
-    target = save_checkpoint(out("target"), "target", {**lirf.target.state_dict(), **lirf.upper.state_dict()}, **fits)
-    difference = encode(lirf.original_lower.state_dict(), lirf.target.state_dict(), args.difference_bits)
-    save_checkpoint(out("difference"), "difference", {"difference": difference}, bits=args.difference_bits,
-                    target=target)
     save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target, scale=scale,
                     settings=settings, cost={"lower": before, "deposit": after})
+    record_network(args.save_path, whole, "original", original.counts)
     for name in ("deposit", "difference"):
         size = os.path.getsize(out(name))
         print(f"wrote {out(name)}: {size:,} bytes, {100 * size / before['bytes']:.1f} % of the lower part's")
@@ -147,13 +198,15 @@ def save_deposit(args, lirf, content, partition, settings, scale):
 
 def main(args):
     runtime = Runtime.of(args)
-    original, content, partition, original_counts = read_original(args)
+    original, partition = read_original(args)
     settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision",
                                             "preset"),
-                           partition=partition.hash, precision=runtime.precision, original=content["checksum"])
+                           partition=partition.hash, precision=runtime.precision, original=original.identity,
+                           away=sorted(original.away))
     beside = [os.path.join(args.save_path, name) for name in ("target.pt", "difference.pt")]
     if already_done(os.path.join(args.save_path, "deposit.pt"), "deposit", "deposit", settings, beside) is not None:
-        record_network(args.save_path, partition, "original", original_counts)
+        whole = partition.with_deposit(taken_by(original.away, partition))
+        record_network(args.save_path, whole, "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
     logged = partition.logged_split
@@ -168,7 +221,7 @@ def main(args):
     if shown is not None:
         shown = shown.to(runtime.device)
 
-    lirf = runtime.place(LIRF(original, partition, args))
+    lirf = runtime.place(LIRF(original.network, partition, args))
     if args.compile:
         runtime.compile(lirf.original_lower, lirf.upper, lirf.target, lirf.deposit)
     # A group each: where --clip_norm cuts T's gradient short, it does not slow T_r down.
@@ -182,12 +235,11 @@ def main(args):
             counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x))},
                               evaluation_batches(shown, runtime.device), partition.num_classes)
             values.update({f"{prefix}_{name}": value for name, value in
-                           table1(counts["target"], partition, original_counts[logged]).items()})
+                           table1(counts["target"], partition, original.counts[logged]).items()})
         training.end_epoch(epoch, values)
 
     if distributed.rank == 0:
-        record_network(args.save_path, partition, "original", original_counts)
-        save_deposit(args, lirf, content, partition, settings, spread_on(lirf, images, runtime))
+        save_deposit(args, lirf, original, partition, settings, images, runtime)
         training.finish()
 
 

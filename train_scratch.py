@@ -53,7 +53,7 @@ def get_args_parser():
                               "torchvision's; with --epochs 0 they are measured and written as they are")
     # 30 epochs are our choice; the authors' probable recipe is
     # --epochs 160 --schedule step --milestones 80 120
-    add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1))
+    add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1, least_epochs=0))
     add_running_args(parser)
     return parser
 

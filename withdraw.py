@@ -1,20 +1,20 @@
-"""Stage 4, withdraw: from the target network T and what the deposit put aside alone, build the recover network T~, which
-knows all classes again. The network is built without any image and without a gradient step; images, the test set's or
-those held out, only measure it."""
+"""Stage 4, withdraw: from the target network T and what the deposit put aside alone, build the recover network T~,
+which knows all classes again. The network is built without any image and without a gradient step; images, the test
+set's or those held out, only measure it."""
 
 import copy
 import os
-from collections import OrderedDict
 
 import torch
 
 from datasets import evaluation_batches, load_if_there, load_images
-from models.checkpoints import cut, describe, read, read_deposit, read_difference
+from models.architectures import join_network
+from models.checkpoints import away_of, counts_of, cut, describe, give_back, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import evaluate, metrics_path, read_metrics, table1, write_metrics
+from utils.metrics import evaluate, metrics_path, read_metrics, record_network, table1, write_metrics
 from utils.runtime import Runtime
 from utils.tables import markdown, table1_rows
 
@@ -24,9 +24,12 @@ def get_args_parser():
     files = parser.add_argument_group("files")
     files.add_argument("--save_path", type=path, default=os.path.join("checkpoints", "lirf"),
                        help="folder of the run: gets recover.pt and metrics.json")
-    for name, what in (("target", "T"), ("deposit", "T_r"), ("difference", "lower_0 - lower_T")):
-        files.add_argument(f"--{name}", type=path, default=None,
-                           help=f"{what}, of train_deposit.py; unset: {name}.pt in --save_path")
+    files.add_argument("--target", type=path, default=None,
+                       help="T, of train_deposit.py, or a recover.pt from which deposits are still away; unset: "
+                            "target.pt in --save_path")
+    files.add_argument("--deposit", type=path, nargs="+", default=None,
+                       help="folders of the deposits to withdraw, in any order, with their difference.pt and "
+                            "deposit.pt; several are withdrawn by --merge difference; unset: --save_path")
     files.add_argument("--data_dir", type=path, default=None,
                        help="folder whose test set measures the networks; unset: data, if the test set is there")
     files.add_argument("--eval_split", choices=["test", "val"], default="test",
@@ -42,29 +45,38 @@ def get_args_parser():
     return parser
 
 
+def target_of(args):
+    """The path of T's file."""
+    return args.target or os.path.join(args.save_path, "target.pt")
+
+
 def load_parts(args):
-    """The files of one deposit, checked to belong together: (content of target.pt, its Partition, {name: module}) with
-    the modules target, upper, deposit and difference (T0's lower part, given back), and s."""
-    paths = {name: getattr(args, name) or os.path.join(args.save_path, f"{name}.pt")
-             for name in ("target", "deposit", "difference")}
-    content, partition = read(paths["target"], "target")
-    target, upper = cut(content, partition, paths["target"])
-    deposit, scale = read_deposit(paths["deposit"], paths["target"], content, partition)
-    original = copy.deepcopy(target)
-    original.load_state_dict(read_difference(paths["difference"], paths["target"], content, target))
-    modules = torch.nn.ModuleDict({"target": target, "upper": upper, "deposit": deposit, "difference": original})
+    """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
+    s, deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
+    back) and, of a single deposit, deposit (T_r)."""
+    target_path, folders = target_of(args), args.deposit or [args.save_path]
+    content, partition = read(target_path, ("target", "recover"))
+    target, upper = cut(content, partition, target_path)
+    given, away = copy.deepcopy(target), away_of(content, partition, target_path)
+    for folder in folders:
+        give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
+    modules, scale = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given}), 1.0
+    if args.merge != "difference" or len(folders) == 1 and len(away) == 0:
+        deposit_path = os.path.join(folders[0], "deposit.pt")
+        modules["deposit"], scale = read_deposit(deposit_path, target_path, content, partition)
+    if args.merge != "difference" and len(folders) > 1:
+        raise UserError(f"--merge {args.merge} withdraws one deposit: use --merge difference for several")
     for name, tensor in modules.state_dict().items():
         if not tensor.isfinite().all():
-            raise UserError(f"{paths['target']} or what belongs to it holds weights that are not finite ({name}): "
-                            f"train them again")
-    return content, partition, modules.requires_grad_(False).eval(), scale
+            raise UserError(f"{target_path} or what belongs to it holds weights that are not finite ({name}): train "
+                            f"them again")
+    return content, partition, modules.requires_grad_(False).eval(), scale, away
 
 
 def recover_network(modules, partition, merge, scale):
     """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + D)."""
     if merge == "difference":
-        return torch.nn.Sequential(OrderedDict([*modules["difference"].named_children(),
-                                                *modules["upper"].named_children()]))
+        return join_network(modules["difference"], modules["upper"])
     return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.preserved_classes,
                           partition.deposit_classes, merge, scale)
 
@@ -75,43 +87,50 @@ def measure(modules, scale, data, partition, device):
                             for subset in ("preservation", "deposit"))
 
     def forward(x, y):
-        z_t, z_r, z_d = (modules["upper"](modules[name](x)) for name in ("target", "deposit", "difference"))
-        outputs = {name: rule(z_t, z_r, preserved, deposited, scale) for name, rule in MERGE_RULES.items()}
-        return {"target": z_t, **outputs, "difference": z_d,
-                "released": released(z_t, z_r, preserved, deposited, y)}
+        z = {name: modules["upper"](module(x)) for name, module in modules.items() if name != "upper"}
+        outputs = {"target": z["target"], "difference": z["difference"]}
+        if "deposit" in z:
+            z_t, z_r = z["target"], z["deposit"]
+            outputs |= {name: rule(z_t, z_r, preserved, deposited, scale) for name, rule in MERGE_RULES.items()}
+            outputs["released"] = released(z_t, z_r, preserved, deposited, y)
+        return outputs
 
     return evaluate(forward, data, partition.num_classes)
 
 
 def main(args):
     runtime = Runtime.of(args)
-    content, partition, modules, scale = load_parts(args)
-    out = os.path.join(args.save_path, "recover.pt")
+    content, partition, modules, scale, away = load_parts(args)
+    target_path, out = target_of(args), os.path.join(args.save_path, "recover.pt")
     if os.path.exists(out) and load_checkpoint(out, "recover").get("target") != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
     metrics = metrics_path(args.save_path, args.eval_split)
-    original = read_metrics(metrics, partition).get("original")
+    read_metrics(metrics, partition)
     if args.data_dir is not None or args.eval_split == "val":
         images = load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all"))
     else:
         images = load_if_there(partition, "data", "test", "not measured")
 
     network = recover_network(modules, partition, args.merge, scale)
+    left = partition.with_deposit(sorted(c for classes in away.values() for c in classes) or partition.deposit_classes)
     save_checkpoint(out, "recover", network.state_dict(),
-                    **describe(content["arch"], partition.classes("all"), partition), split_at=content["split_at"],
-                    merge=args.merge, scale=scale, target=content["checksum"])
+                    **describe(content["arch"], partition.classes("all"), left), split_at=content["split_at"],
+                    merge=args.merge, scale=scale, target=content["checksum"], away=away,
+                    original=content["original"], counts=content["counts"])
     print(f"wrote {out} (merge {args.merge})")
     if images is None:
         return
 
     data = evaluation_batches(images.to(runtime.device), runtime.device)
     counts = measure(runtime.place(modules), scale, data, partition, runtime.device)
-    columns = {name: {**table1(c, partition, original and original["counts"]), "counts": c}
-               for name, c in counts.items()}
+    original = counts_of(content, target_path)
+    columns = {name: {**table1(c, partition, original[args.eval_split]), "counts": c} for name, c in counts.items()}
     target = columns.pop("target")
-    columns["released"]["reads_label"] = True
+    if "released" in columns:
+        columns["released"]["reads_label"] = True
+    record_network(args.save_path, partition, "original", original)
     write_metrics(metrics, partition, target=target, recover=columns, merge=args.merge)
-    print(markdown(table1_rows([{"original": original, "target": target, "recover": columns}])), end="")
+    print(markdown(table1_rows([read_metrics(metrics, partition)])), end="")
 
 
 if __name__ == "__main__":

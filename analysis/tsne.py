@@ -57,20 +57,26 @@ def neighbour_accuracy(features, labels, k):
 
 
 def draw(panels, labels, partition, path):
-    """Three panels, a colour a class; deposit classes as crosses."""
+    """A panel a network, a colour a class, whose name stands in its middle; deposit classes are crosses."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4))
+    few = partition.num_classes <= 20
     colours = plt.get_cmap("tab10" if partition.num_classes <= 10 else "nipy_spectral")
     for axis, (name, points) in zip(axes, panels.items()):
         for c, class_name in enumerate(partition.class_names):
-            deposited = c in partition.deposit_classes
+            own, deposited = points[labels == c], c in partition.deposit_classes
             colour = colours(c if partition.num_classes <= 10 else c / partition.num_classes)
-            axis.scatter(*points[labels == c].T, s=14 if deposited else 6, marker="x" if deposited else "o",
-                         color=colour, linewidths=0.7, label=class_name + (" (deposited)" if deposited else ""))
+            axis.scatter(*own.T, s=14 if deposited else 6, marker="x" if deposited else "o", color=colour,
+                         linewidths=0.7)
+            if few and len(own):
+                # A name is no formula, whatever characters it has.
+                axis.text(*np.median(own, axis=0), class_name, ha="center", va="center", fontsize=8, parse_math=False,
+                          bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.8})
         axis.set(title=NETWORKS[name], xticks=[], yticks=[])
-    if partition.num_classes <= 20:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=5, markerscale=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(f"{path}.png", dpi=150)
+    gone = ", ".join(partition.class_names[c] for c in partition.deposit_classes)
+    figure.text(0.5, 0.03, f"crosses: deposit classes ({gone})" if few else "crosses: deposit classes", ha="center",
+                parse_math=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(f"{path}.png", dpi=110)
     plt.close(figure)
 
 

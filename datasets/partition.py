@@ -62,6 +62,13 @@ class Partition:
                             f"otherwise: partition that data likewise, or name another network")
         return other
 
+    def with_deposit(self, deposit_classes):
+        """The same data with other deposit classes."""
+        if deposit_classes == self.deposit_classes:
+            return self
+        preserved = [c for c in self.classes("all") if c not in deposit_classes]
+        return dataclasses.replace(self, deposit_classes=deposit_classes, preserved_classes=preserved, draw="listed")
+
     def classes(self, subset):
         """Class ids of the subset "all", "deposit" or "preservation"."""
         return {"all": list(range(self.num_classes)), "deposit": self.deposit_classes,

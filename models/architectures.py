@@ -143,3 +143,8 @@ def split_network(network, split_at):
     lower, upper = network[:split_at + 1], network[split_at + 1:]
     lower.training = upper.training = network.training  # a slice is a new module, in train mode at first
     return lower, upper
+
+
+def join_network(lower, upper):
+    """The network that split_network cut into these parts."""
+    return nn.Sequential(OrderedDict([*lower.named_children(), *upper.named_children()]))

@@ -2,7 +2,7 @@
 
 from datasets.partition import Partition
 from models.architectures import ARCHITECTURES, build_network, split_network
-from models.difference import BITS, decode, restored
+from models.difference import BITS, decode, shifted
 from models.pruning import shape_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -64,29 +64,48 @@ def counts_of(content, path):
 def read_deposit(path, target_path, content, partition):
     """(T_r in eval mode, s) of deposit.pt, for the target file that `read` gave as (content, partition)."""
     deposit = load_checkpoint(path, "deposit")
-    _require_match(deposit, content, path, target_path)
+    if deposit.get("target") != content["checksum"]:
+        raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
+                        f"deposit")
     return _deposit_module(deposit["tensors"], content, partition, path), _number(deposit, "scale", path, float)
 
 
-def read_difference(path, target_path, content, lower):
-    """T0's lower part, as state_dict, from difference.pt and lower_T, the `lower` part of the target."""
+def away_of(content, partition, path):
+    """{id of a deposit: its classes} of the deposits that are away from a target network."""
+    away = content.get("away")
+    try:
+        classes = [c for of_deposit in away.values() for c in of_deposit]
+        if sorted(classes) != partition.deposit_classes:
+            raise ValueError
+    except (AttributeError, TypeError, ValueError):
+        raise damaged(path, "its list of deposits does not fit its partition") from None
+    return away
+
+
+def read_difference(path, target_path, content, away, lower):
+    """(id of the deposit, {name: D}) of difference.pt.
+
+    content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
+    lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
+    """
     difference = load_checkpoint(path, "difference")
-    _require_match(difference, content, path, target_path)
-    bits, data = difference.get("bits"), difference["tensors"].get("difference")
+    bits, data, name = difference.get("bits"), difference["tensors"].get("difference"), difference.get("id")
+    if difference.get("original") != content.get("original") or name not in away:
+        raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
+                        f"this network")
     try:
         if bits not in BITS or len(difference["tensors"]) != 1:
             raise ValueError("its bits or its tensors are not those of a difference")
-        state = lower.state_dict()
-        return restored(state, decode(data, state, bits))
+        return name, decode(data, lower.state_dict(), bits)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise damaged(path, str(error)) from None
 
 
-def _require_match(content, target, path, target_path):
-    """Raise UserError unless a checkpoint's entry "target" names the target file's checksum."""
-    if content.get("target") != target["checksum"]:
-        raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
-                        f"deposit")
+def give_back(path, target_path, content, away, lower):
+    """Add the difference in a file to `lower`, in place, and take its deposit off `away`; see read_difference."""
+    name, difference = read_difference(path, target_path, content, away, lower)
+    lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
+    del away[name]
 
 
 def _number(content, name, path, kind=int):

@@ -1,8 +1,10 @@
 """What T has lost, as a difference of weights: D = lower_0 - lower_T, rounded to a few bits. Ours.
 
-Adding D to lower_T gives T0's lower part back, up to the rounding. D is one string of bytes: for each floating-point
-tensor of the lower part, in the order of their names, its scales in float32 and its rounded entries, packed. The
-architecture tells names and shapes, so the file holds nothing else.
+The target network that is handed out is lower_0 - D with D as rounded. So the rounding falls on T, where it matters
+little, and lower_T + D is T0's lower part again, up to the rounding of float32, whatever the number of bits.
+
+D is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
+float32 and its rounded entries, packed. The architecture tells names and shapes, so the file holds nothing else.
 """
 
 import numpy as np
@@ -105,7 +107,7 @@ def decode(data, target, bits):
     return found
 
 
-def restored(target, difference):
-    """lower_T's state_dict with D added: T0's lower part, up to the rounding."""
-    return {name: tensor + difference[name].to(tensor) if name in difference else tensor
-            for name, tensor in target.items()}
+def shifted(state, difference, sign):
+    """A lower part's state_dict with D added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
+    return {name: tensor + sign * difference[name].to(tensor) if name in difference else tensor
+            for name, tensor in state.items()}

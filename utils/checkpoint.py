@@ -59,21 +59,24 @@ def load_checkpoint(path, kind):
     pickled code, or does not match its checksum.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
+    hint = ""
+    if "original" in kinds:
+        hint = "; weights of others become one by train_scratch.py --weights FILE --epochs 0"
     if not os.path.isfile(path):
         raise UserError(f"{path} does not exist or is no file: run the stage that writes it, or name another")
     # torch writes zip archives; testing that first spares the many ways in which other bytes fail
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is truncated or not a checkpoint of this project: write it again")
+        raise UserError(f"{path} is truncated or not a checkpoint of this project: write it again{hint}")
     try:
         _require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in as many ways as it has bytes
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise UserError(f"{path} holds pickled code, which is never run: "
-                            f"it is not a checkpoint of this project") from None
+                            f"it is not a checkpoint of this project{hint}") from None
         raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project (no format {FORMAT})")
+        raise UserError(f"{path} is not a checkpoint of this project (no format {FORMAT}){hint}")
     if content.get("kind") not in kinds:
         raise UserError(f"{path} is a checkpoint of kind '{content.get('kind')}', not {' or '.join(kinds)}")
     tensors = content.get("tensors")

@@ -87,14 +87,14 @@ def add_running_args(parser, seed="seed of initialisation, data order, augmentat
     return group
 
 
-def add_optimiser_args(parser, *, epochs, lr, weight_decay=5e-4, clip_norm=0.0):
+def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
     """Flags of SGD with momentum 0.9, with a stage's own defaults; returns the group."""
     group = parser.add_argument_group("optimisation (the paper's settings are not known: these defaults are ours)")
-    group.add_argument("--epochs", type=bounded(int, 0), default=epochs, help="passes over the training images")
+    group.add_argument("--epochs", type=bounded(int, least_epochs), default=epochs, help="passes over the training images")
     group.add_argument("--batch_size", type=bounded(int, 1), default=128,
                        help="images a step, those of all devices together")
     group.add_argument("--lr", type=bounded(float, 0, above=True), default=lr, help="peak learning rate")
-    group.add_argument("--weight_decay", type=bounded(float, 0), default=weight_decay, help="weight decay of SGD")
+    group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
                        help="largest norm of the gradient of a step; 0: no limit")
     group.add_argument("--compile", action="store_true",

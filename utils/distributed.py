@@ -137,10 +137,10 @@ def parallel(network):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.__class__ = _SyncBatchNormOnCPU
-    # Buffers need no broadcast: they are equal on all ranks. The flag's name differs between PyTorch's releases.
-    flags = inspect.signature(DistributedDataParallel).parameters
-    return DistributedDataParallel(network, **{name: False for name in ("broadcast_buffers", "forward_sync_buffers")
-                                               if name in flags})
+    # Buffers need no broadcast: they are equal on all ranks. PyTorch's releases name the flag differently.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(network, **{name: False})
 
 
 class _SyncBatchNormOnCPU(nn.BatchNorm2d):

@@ -1,0 +1,141 @@
+"""The bank of deposits: every state of it, measured from the files of the deposits alone.
+
+A state is the set of deposits that are away, and its network T0 less their differences. For each state it measures the
+accuracy on each deposit's classes and on the rest; argmax is over all classes."""
+
+import itertools
+import os
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from analysis.table1 import print_table
+from datasets import evaluation_batches, load_images
+from models.architectures import join_network, split_network
+from models.checkpoints import load_network, read, read_difference
+from models.difference import shifted
+from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.errors import UserError
+from utils.files import save_json
+from utils.metrics import count_correct, percent
+from utils.runtime import Runtime
+from utils.tables import markdown, summary
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--original", type=path, required=True, help="T0, from which each deposit was made")
+    parser.add_argument("--deposits", type=path, nargs="+", required=True,
+                        help="folders of the deposits: target.pt and difference.pt each")
+    parser.add_argument("--away", type=bounded(int, 1), default=None,
+                        help="measure states of at most so many deposits away; unset: all of them")
+    parser.add_argument("--states", type=bounded(int, 1), default=None,
+                        help="measure so many states, drawn by --seed, beside the one of T0; unset: every one")
+    parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
+    parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "bank", "bank"),
+                        help="files without their ending: gets .json, .md and .png")
+    add_running_args(parser, seed="seed of the states that --states draws")
+    return parser
+
+
+def states_of(count, most, wanted, seed):
+    """The states to measure, as tuples of the deposits that are away, () first."""
+    states = [state for size in range((most or count) + 1) for state in itertools.combinations(range(count), size)]
+    if wanted is not None and wanted < len(states) - 1:
+        order = torch.randperm(len(states) - 1, generator=torch.Generator().manual_seed(seed)) + 1
+        states = [(), *(states[i] for i in sorted(order[:wanted].tolist()))]
+    return states
+
+
+def measure(network, differences, classes, states, data, split_at):
+    """[{"away", "counts", "deposits": accuracy of each, "rest"}] of the states. classes: those of each deposit."""
+    lower, upper = split_network(network, split_at)
+    whole = {name: tensor.clone() for name, tensor in lower.state_dict().items()}
+    every = {c for of_deposit in classes for c in of_deposit}
+    figures = []
+    for state in states:
+        now = whole
+        for deposit in state:
+            now = shifted(now, differences[deposit], -1)
+        lower.load_state_dict(now)
+        num_classes = network[-1][-1].out_features
+        counts = count_correct(join_network(lower, upper), data, num_classes)
+        gone = {c for deposit in state for c in classes[deposit]}
+        figures.append({"away": list(state), "counts": counts, "deposits": [percent(counts, c) for c in classes],
+                        "rest": percent(counts, [c for c in range(num_classes) if c not in gone]),
+                        "never": percent(counts, [c for c in range(num_classes) if c not in every])})
+    return figures
+
+
+def bank_rows(runs):
+    """{number of deposits away: {figure: summary or text}} over the states of several banks. The rest, all classes that
+    are not away, is compared with the same classes of T0 in the same bank."""
+    cells = {}
+    for run in runs:
+        original = run["states"][0]["counts"]
+        for state in run["states"]:
+            gone = {c for deposit in state["away"] for c in run["classes"][deposit]}
+            rest = [c for c in range(len(original["total"])) if c not in gone]
+            away = [state["deposits"][deposit] for deposit in state["away"]]
+            cells.setdefault(len(state["away"]), []).append((away, state["rest"] - percent(original, rest)))
+    rows = {}
+    for size, states in sorted(cells.items()):
+        away = [accuracy for of_state, _ in states for accuracy in of_state]
+        rest = [change for _, change in states]
+        rows[f"{size}"] = {"states": f"{len(states)}", "away: mean": summary(away),
+                           "away: worst": f"{max(away):.2f}" if away else "-", "rest - T0: mean": summary(rest),
+                           "rest - T0: worst": f"{min(rest):+.2f}"}
+    return rows
+
+
+def draw(figures, names, out):
+    """Rows: states; columns: accuracy on each deposit's classes and on the rest."""
+    values = [[*state["deposits"], state["rest"]] for state in figures]
+    height = max(2.5, 0.24 * len(figures) + 1.2)
+    figure, axes = plt.subplots(figsize=(1.1 * len(names) + 3, height), layout="constrained")
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    for row, cells in enumerate(values):
+        for column, value in enumerate(cells):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                      color="black" if value > 60 else "white")
+    axes.set_xticks(range(len(names) + 1), [*names, "the rest"], rotation=30, ha="right", parse_math=False)
+    labels = [", ".join(names[deposit] for deposit in state["away"]) or "none" for state in figures]
+    axes.set_yticks(range(len(labels)), labels, fontsize=7, parse_math=False)
+    axes.set(ylabel="deposits away", title="accuracy (%)")
+    figure.colorbar(image, shrink=0.6)
+    figure.savefig(f"{out}.png", dpi=120)
+    plt.close(figure)
+
+
+def main(args):
+    runtime = Runtime.of(args)
+    network, partition = load_network(args.original)
+    network, cut_after, classes, differences = runtime.place(network), None, [], []
+    for folder in args.deposits:
+        target_path = os.path.join(folder, "target.pt")
+        content, _ = read(target_path, "target")
+        if cut_after not in (None, content["split_at"]):
+            raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
+        cut_after = content["split_at"]
+        name, difference = read_difference(os.path.join(folder, "difference.pt"), target_path, content, content["away"],
+                                           split_network(network, cut_after)[0])
+        classes.append(content["away"][name])
+        differences.append(difference)
+    names = ["+".join(partition.class_names[c] for c in own) for own in classes]
+    images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
+    data = list(evaluation_batches(images, runtime.device))
+    states = states_of(len(classes), args.away, args.states, args.seed)
+    figures = measure(network, differences, classes, states, data, cut_after)
+    result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    save_json(f"{args.out}.json", result)
+    draw(figures, names, args.out)
+    print_table(markdown(bank_rows([result]), "deposits away"), f"{args.out}.md")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,258 @@
+"""Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it gives T0 back.
+
+For finished runs it measures ways to keep the same knowledge in one pass over the test set: the difference of the
+weights at several numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0 whole,
+and, as a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those of whole
+files."""
+
+import copy
+import glob
+import io
+import os
+import tempfile
+import zlib
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from analysis.table1 import print_table
+from datasets import batches, evaluation_batches, load_images
+from models import losses
+from models.architectures import split_network
+from models.checkpoints import cut, load_network, read, read_deposit
+from models.difference import decode, encode, quantise, shifted
+from models.recover import MERGE_RULES
+from utils.checkpoint import save_checkpoint
+from utils.cli import add_running_args, make_parser, path, run
+from utils.errors import UserError
+from utils.files import load_json, save_json
+from utils.metrics import evaluate, percent
+from utils.runtime import Runtime
+from utils.tables import markdown, summary
+
+BITS, SHARES, IMAGES = (16, 8, 6, 4, 3, 2), (0.25, 0.1, 0.05), (1, 5, 25, 125)
+STEPS, RATE = 50, 3e-3  # of fine-tuning on kept images
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=path, nargs="+", required=True,
+                        help="folders of finished deposits, a draw each: target.pt, deposit.pt; each gets recovery.json")
+    parser.add_argument("--original", type=path, required=True, help="T0 of all of them")
+    parser.add_argument("--pruned", type=path, nargs="*", default=[],
+                        help="metrics.json of deposits of other pruning ratios: their T_r, too, becomes a point")
+    parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
+    parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "recovery"),
+                        help="table and figure without their ending: gets .md and .png")
+    add_running_args(parser)
+    return parser
+
+
+def file_size(tensors):
+    """Bytes of a checkpoint file that holds these tensors and names its target."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "kept.pt")
+        save_checkpoint(name, "difference", tensors, bits=4, target="0" * 64)
+        return os.path.getsize(name)
+
+
+def as_bytes(*arrays):
+    """One uint8 tensor of the bytes of arrays and byte strings."""
+    parts = [part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() for part in arrays]
+    return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
+
+
+def split_entries(original, target):
+    """({name: D} of the convolutions, the bytes that the difference takes for all else, {name: D rounded} of that)."""
+    vectors = {name: t for name, t in target.items() if t.is_floating_point() and t.dim() < 2}
+    data = encode(original, vectors, 16)
+    matrices = {name: original[name] - t for name, t in target.items() if t.dim() > 1}
+    return matrices, data, decode(data, vectors, 16)
+
+
+def sparse(original, target, share):
+    """(bytes, {name: D}) of the largest `share` of D's entries, 8 bits each, their places as a compressed bitmap."""
+    matrices, data, found = split_entries(original, target)
+    sizes = torch.cat([d.abs().flatten() for d in matrices.values()])
+    least = sizes.kthvalue(int(len(sizes) * (1 - share))).values
+    parts = [data.numpy()]
+    for name, d in matrices.items():
+        kept = d.abs() > least
+        numbers, scale = quantise(torch.where(kept, d, 0).flatten(1), 127)
+        parts += [zlib.compress(np.packbits(kept.numpy()).tobytes(), 9), scale.numpy(),
+                  numbers.view(d.shape)[kept].to(torch.int8).numpy()]
+        found[name] = (numbers * scale).view(d.shape)
+    return file_size({"kept": as_bytes(*parts)}), found
+
+
+def low_rank(original, target, share):
+    """(bytes, {name: D}) of the best approximation of each convolution's D, as out x (in * k^2), at `share` of its
+    rank, factors in 16 bits."""
+    matrices, data, found = split_entries(original, target)
+    parts = [data.numpy()]
+    for name, d in matrices.items():
+        u, s, v = torch.linalg.svd(d.flatten(1), full_matrices=False)
+        rank = max(1, round(share * len(s)))
+        left, right = (u[:, :rank] * s[:rank]).half(), v[:rank].half()
+        parts += [left.numpy(), right.numpy()]
+        found[name] = (left.float() @ right.float()).view(d.shape)
+    return file_size({"kept": as_bytes(*parts)}), found
+
+
+def rounded_module(module, bits):
+    """(bytes, the module with its weights rounded as the difference's are)."""
+    state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    data = encode(state, nothing, bits)
+    module = copy.deepcopy(module)
+    module.load_state_dict({**state, **decode(data, nothing, bits)})
+    return file_size({"kept": data}), module
+
+
+def finetuned(lower, upper, images, preserved, runtime):
+    """lower_T trained on a few images of D_r, T's own answers on the preserved classes held by KD; batch norm frozen."""
+    student = copy.deepcopy(lower).requires_grad_(True).eval()
+    optimizer = torch.optim.SGD(student.parameters(), RATE, 0.9)
+    for step in range(STEPS):
+        for x, y in batches(images, 32, runtime.device, generator=runtime.generator(step)):
+            with torch.no_grad():
+                z_t = upper(lower(x))
+            z = upper(student(x))
+            loss = torch.nn.functional.cross_entropy(z, y) + losses.knowledge_preserving(z, z_t, preserved, 4.0)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+            optimizer.step()
+            break
+    return student.requires_grad_(False)
+
+
+def png_bytes(images):
+    """Bytes of the images of an ImageSet as PNG files."""
+    total = 0
+    for pixels in images.images.permute(0, 2, 3, 1).cpu().numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png", optimize=True)
+        total += buffer.tell()
+    return total
+
+
+def points_of(folder, original, args, runtime):
+    """{form: {"bytes", "avg_acc", "above"}} of one deposit; `above` counts from T0's Avg Acc."""
+    target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
+    content, partition = read(target_path, "target")
+    lower, upper = cut(content, partition, target_path)
+    deposit, scale = read_deposit(deposit_path, target_path, content, partition)
+    lower_0, _ = split_network(original, content["split_at"])
+    target, whole = lower.state_dict(), lower_0.state_dict()
+    sizes, lowers, branches = {}, {}, {}
+
+    def add(form, size, difference):
+        sizes[form], lowers[form] = size, copy.deepcopy(lower)
+        lowers[form].load_state_dict(shifted(target, difference, 1))
+
+    for bits in BITS:
+        data = encode(whole, target, bits)
+        add(f"difference, {bits} bits", file_size({"difference": data}), decode(data, target, bits))
+    for share in SHARES:
+        add(f"difference, largest {share:.0%}", *sparse(whole, target, share))
+        add(f"difference, rank {share:.0%}", *low_rank(whole, target, share))
+    sizes["T0 whole, 32 bits"], lowers["T0 whole, 32 bits"] = file_size(original.state_dict()), lower_0
+    sizes["T0 whole, 8 bits"], rounded = rounded_module(original, 8)
+    lowers["T0 whole, 8 bits"] = split_network(rounded, content["split_at"])[0]
+    for bits, module in ((32, deposit), (8, None)):
+        size, module = (os.path.getsize(deposit_path), module) if module else rounded_module(deposit, bits)
+        for rule in ("concat", "calibrated"):
+            form = f"T_r, {bits} bits, {rule}"
+            sizes[form], branches[form] = size, (module, MERGE_RULES[rule])
+    images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
+    preserved, deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
+                            for subset in ("preservation", "deposit"))
+    for part in (original, lower, upper, *lowers.values(), *(module for module, _ in branches.values())):
+        runtime.place(part).requires_grad_(False)
+    for count in IMAGES:
+        rows = torch.cat([torch.nonzero(images.labels == c)[:count, 0] for c in partition.deposit_classes])
+        form = f"{count} images a class (trains)"
+        sizes[form] = png_bytes(images[rows])
+        lowers[form] = finetuned(lower, upper, images[rows].to(runtime.device), preserved, runtime)
+
+    def forward(x, y):
+        z_t = upper(lower(x))
+        outputs = {form: upper(module(x)) for form, module in lowers.items()}
+        for form, (module, rule) in branches.items():
+            outputs[form] = rule(z_t, upper(module(x)), preserved, deposited, scale)
+        return {"T0": original(x), **outputs}
+
+    shown = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
+    counts = evaluate(forward, evaluation_batches(shown, runtime.device), partition.num_classes)
+    reference = percent(counts["T0"])
+    return {form: {"bytes": sizes[form], "avg_acc": percent(counts[form]), "above": percent(counts[form]) - reference}
+            for form in sizes}
+
+
+def pruned_points(paths):
+    """{form: [{"bytes", "above"}]} of the T_r of other deposits, by the rule of their preset."""
+    forms = {}
+    for name in paths:
+        metrics, ratio = load_json(name), name.split(os.sep)[-3]
+        size = os.path.getsize(os.path.join(os.path.dirname(name), "deposit.pt"))
+        for rule in ("concat", "calibrated"):
+            above = metrics["recover"][rule]["avg_acc"] - metrics["original"]["avg_acc"]
+            forms.setdefault(f"T_r, {ratio}, {rule}", []).append({"bytes": size, "above": above})
+    return forms
+
+
+def draw(rows, out):
+    """Bytes against recovery, a line a family of forms."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    families = {}
+    for form, row in rows.items():
+        family = form.split(",")[0] + (" (" + form.split(", ")[-1] + ")" if form.startswith("T_r") else "")
+        family = "images kept (trains)" if "images" in form else family
+        if "largest" in form or "rank" in form:
+            family = "difference, " + form.split(", ")[1].split()[0]
+        families.setdefault(family, []).append((row["KB"]["mean"], row["Avg - Original"]["mean"]))
+    for marker, (family, points) in zip("osD^vPX*h<>", families.items()):
+        x, y = zip(*sorted(points))
+        axes.plot(x, y, marker=marker, label=family, linestyle="--" if "trains" in family else "-")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="kept beside T (KB, whole file)", ylabel="Avg Acc of T~ minus that of T0 (points)")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.legend(fontsize=8)
+    figure.savefig(f"{out}.png", dpi=150)
+    plt.close(figure)
+
+
+def recovery_rows(points):
+    """{form: {"KB", "Avg - Original"}} as summaries, of a list of {form: point}."""
+    return {form: {"KB": summary([run[form]["bytes"] / 1000 for run in points]),
+                   "Avg - Original": summary([run[form]["above"] for run in points])}
+            for form in points[0] if all(form in run for run in points)}
+
+
+def main(args):
+    runtime = Runtime.of(args)
+    original, partition = load_network(args.original)
+    points = []
+    for folder in args.runs:
+        if not glob.glob(os.path.join(folder, "target.pt")):
+            raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
+        points.append(points_of(folder, copy.deepcopy(original), args, runtime))
+        save_json(os.path.join(folder, "recovery.json"), {**runtime.describe(), "split": args.eval_split,
+                                                          "points": points[-1]})
+    rows = recovery_rows(points)
+    rows.update({form: recovery_rows([{form: p} for p in of_form])[form]
+                 for form, of_form in pruned_points(args.pruned).items()})
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    draw(rows, args.out)
+    print_table(markdown(rows, "kept beside T"), f"{args.out}.md")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

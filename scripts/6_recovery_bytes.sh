@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it does:
+#   bash scripts/6_recovery_bytes.sh [seed ...]      (default: 0 1 2)
+# One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   RATIOS="0 0.25 0.51 0.75 0.9"      pruning ratios of T_r
+#   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
+#   SAVE=checkpoints/recovery_$ARCH      gets original/, <preset>_<ratio>/seed<k>/, recovery.md and recovery.png
+#   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages, as --split_at 2
+set -euo pipefail
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0 0.25 0.51 0.75 0.9}
+SAVE=${SAVE:-checkpoints/recovery_$ARCH}
+if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+if [ $# -eq 0 ]; then set -- 0 1 2; fi
+
+split=test name=metrics.json
+if [ "$VAL_FRACTION" != 0 ]; then split=val name=metrics_val.json; fi
+draw_partition "$SAVE/original" "$1"
+train_original "$SAVE/original" 0
+runs=()
+for seed in "$@"; do
+    for preset in paper ours; do
+        for ratio in $RATIOS; do
+            run=$SAVE/${preset}_$ratio/seed$seed
+            draw_partition "$run" "$seed"
+            train_deposit "$run" "$SAVE/original" "$seed" --preset "$preset" --prune_ratio "$ratio"
+            withdraw "$run"
+        done
+    done
+    runs+=("$SAVE/paper_${RATIOS%% *}/seed$seed")
+done
+python -m analysis.recovery --runs "${runs[@]}" --original "$SAVE/original/original.pt" --data_dir "$DATA_DIR" \
+    --eval_split "$split" --pruned "$SAVE"/*_*/seed*/"$name" --out "$SAVE/recovery"

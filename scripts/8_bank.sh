@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# A bank of deposits: several from one network, every state of it measured: bash scripts/8_bank.sh [seed ...]
+# (default: 0 1 2). One original; each seed draws the deposits anew. Runs that are done are skipped.
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   DEPOSITS=5 SIZE=1            deposits in a bank, and classes in each
+#   AWAY= STATES=                at most so many deposits away, and so many states drawn; unset: every state
+#   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
+#   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/ and bank<k>.json, .md, .png
+#   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
+# Differences add up when batch norm keeps T0's statistics; one class a deposit leaves the paper's L_pt nothing to teach.
+set -euo pipefail
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:-1}
+SAVE=${SAVE:-checkpoints/bank_$ARCH}
+if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
+DEPOSIT_FLAGS="--bn_stats frozen ${DEPOSIT_FLAGS:-}"
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+if [ $# -eq 0 ]; then set -- 0 1 2; fi
+
+draw_partition "$SAVE/original" "$1"
+train_original "$SAVE/original" 0
+classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \
+    "$SAVE/original/partition.json")
+for seed in "$@"; do
+    # A line a deposit: its classes' numbers, drawn without repetition.
+    drawn=$(python -c "import random, sys; classes, deposits, size, seed = map(int, sys.argv[1:])
+order = random.Random(seed).sample(range(classes), deposits * size)
+for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$classes" "$DEPOSITS" "$SIZE" "$seed")
+    folders=()
+    for deposit in $drawn; do
+        run=$SAVE/bank$seed/${deposit//,/_}
+        draw_partition "$run" "$seed" --deposit_classes "$deposit"
+        train_deposit "$run" "$SAVE/original" "$seed"
+        folders+=("$run")
+    done
+    split=test
+    if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
+    python -m analysis.bank --original "$SAVE/original/original.pt" --deposits "${folders[@]}" --data_dir "$DATA_DIR" \
+        --eval_split "$split" --out "$SAVE/bank$seed" ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
+done
