@@ -93,9 +93,7 @@ def test_missing_files_are_named_and_nothing_is_made(chain, tmp_path):
             ("train_deposit.py", "original.pt does not exist", ["--data_dir", data]),
             ("train_deposit.py", "nowhere", ["--data_dir", "nowhere", *original]),
             ("withdraw.py", "target.pt does not exist", []),
-            ("withdraw.py", "deposit.pt does not exist", ["--target", save / "target.pt"]),
-            ("withdraw.py", "difference.pt does not exist", ["--target", save / "target.pt", "--deposit",
-                                                             save / "deposit.pt"])):
+            ("withdraw.py", "difference.pt does not exist", ["--target", save / "target.pt"])):
         assert word in fail(script, "--save_path", new, *flags)
     assert "nowhere" in fail("partition_data.py", "--dataset", "folder", "--data_dir", "nowhere", "--out", new / "p")
     assert not new.exists()
@@ -103,7 +101,7 @@ def test_missing_files_are_named_and_nothing_is_made(chain, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--prune_ratio", "1"], ["--temperature", "0"], ["--lambda_kp", "-1"], ["--lr", "inf"], ["--epochs", "-1"],
+    ["--prune_ratio", "1"], ["--temperature", "0"], ["--lambda_kp", "-1"], ["--lr", "inf"], ["--epochs", "0"],
     ["--lambda_at", "x"], ["--lambda", "1"], ["--images_per_class", "0"], ["--difference_bits", "9"],
     ["--preset", "theirs"], ["--split_at", "0"], ["--split_at", "4"], ["--split_at", "two"], ["--seed", "-1"],
     ["--images_per_class", "13"], ["--device", "gpu"], ["--save_path", "s3://bucket/run"],
@@ -167,10 +165,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(chain, run, spoil, word):
 
 
 def test_a_checkpoint_of_another_kind_is_refused(chain, run):
-    assert "kind 'original', not target" in fail("withdraw.py", "--save_path", run, "--target", run / "original.pt",
-                                                 unchanged=run)
-    (run / "original.pt").write_bytes((run / "target.pt").read_bytes())
-    assert "kind 'target', not original" in redeposit(chain, run)
+    assert "kind 'original', not target or recover" in fail("withdraw.py", "--save_path", run, "--target",
+                                                            run / "original.pt", unchanged=run)
+    (run / "original.pt").write_bytes((run / "deposit.pt").read_bytes())
+    assert "kind 'deposit', not original or target" in redeposit(chain, run)
 
 
 @pytest.mark.parametrize("change", [
@@ -179,7 +177,7 @@ def test_a_checkpoint_of_another_kind_is_refused(chain, run):
     lambda c: c["tensors"].update({"head.fc.weight": c["tensors"]["head.fc.weight"].double()}),
     lambda c: c.update(arch="resnet20"), lambda c: c.update(arch=["vgg"]), lambda c: c.pop("arch"),
     lambda c: c.update(classes=[0, 1]), lambda c: c.update(classes=[0, 1, 2, 9]), lambda c: c.update(classes=None),
-    lambda c: c.pop("partition"), lambda c: c["partition"].pop("samples"), lambda c: c["partition"].update(seed=7),
+    lambda c: c.pop("partition"), lambda c: c["partition"].pop("samples"),
     lambda c: c.pop("counts"), lambda c: c.update(counts={}), lambda c: c["counts"]["test"].pop("total"),
     lambda c: c["counts"]["test"].update(correct=[1, 2]), lambda c: c["counts"].update(val=[0.5]),
     lambda c: c["counts"].update({"/../../outside/x": c["counts"]["test"]}),  # these become names of files
@@ -320,15 +318,14 @@ def test_another_finished_run_is_not_overwritten(chain, run, tmp_path):
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant", "--out",
             other / "p.json")
     scratch, deposit = scratch_flags(chain, run), deposit_flags(chain, run)
-    theirs = [word for name in ("target", "deposit", "difference") for word in (f"--{name}", other / f"{name}.pt")]
     for script, flags, word in (
             ("train_scratch.py", [*scratch, "--lr", "0.2"], "another original run (lr 0.1, not 0.2)"),
             ("train_scratch.py", [*scratch, "--partition", other / "p.json"], "another partition"),
             ("train_deposit.py", [*deposit, "--lambda_kp", "7"], "another deposit run (lambda_kp"),
             ("train_deposit.py", [*deposit, "--original", other / "original.pt"], "another deposit run (original"),
             ("train_deposit.py", [*deposit, "--partition", other / "p.json"], "figures of another partition"),
-            ("withdraw.py", ["--save_path", run, *theirs], "another target"),
-            ("withdraw.py", ["--save_path", run, *theirs[:2]], "deposit.pt does not belong to"),
+            ("withdraw.py", ["--save_path", run, "--target", other / "target.pt", "--deposit", other],
+             "another target"),
             ("partition_data.py", ["--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant", "--out",
                                    run / "partition.json"], "holds another partition")):
         assert word in fail(script, *flags, unchanged=run)

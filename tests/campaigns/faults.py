@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -246,7 +245,7 @@ def main(args):
                 print(json.dumps(record), flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(faults.items())) + f"; broken: {len(broken)}")
     if broken:
-        sys.exit(1)
+        raise UserError(f"{len(broken)} times a promise was not kept")
 
 
 if __name__ == "__main__":
