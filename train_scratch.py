@@ -148,15 +148,14 @@ def main(args):
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
         training.end_epoch(epoch, {**values, f"{logged}_acc": percent(counts_on(logged))})
 
-    if distributed.rank > 0:
-        return
-    counts = {split: counts_on(split) for split in evaluation}
-    record(args.save_path, partition, kind, classes, counts)
-    # the checkpoint last: it says that the stage is complete
-    save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
-                    settings=settings, counts=counts)
-    training.finish()
-    print(f"wrote {out}: test accuracy {percent(counts['test']):.2f} over {len(classes)} classes")
+    if distributed.rank == 0:
+        counts = {split: counts_on(split) for split in evaluation}
+        record(args.save_path, partition, kind, classes, counts)
+        # the checkpoint last: it says that the stage is complete
+        save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
+                        settings=settings, counts=counts)
+        training.finish()
+        print(f"wrote {out}: test accuracy {percent(counts['test']):.2f} over {len(classes)} classes")
 
 
 if __name__ == "__main__":

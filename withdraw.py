@@ -62,7 +62,8 @@ def load_parts(args):
     for folder in folders:
         give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
     modules, scale = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given}), 1.0
-    if args.merge != "difference" or len(folders) == 1 and len(away) == 0:
+    # T_r is measured beside the difference where it is of this very target: not when others were withdrawn before.
+    if args.merge != "difference" or content["kind"] == "target" and len(folders) == 1 and not away:
         deposit_path = os.path.join(folders[0], "deposit.pt")
         modules["deposit"], scale = read_deposit(deposit_path, target_path, content, partition)
     if args.merge != "difference" and len(folders) > 1:

@@ -33,7 +33,7 @@ def read_weights(path):
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is none fails in as many ways as it has bytes
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if "GLOBAL" in str(error):  # the pickle's word for a name to import; other bytes fail without it
             raise UserError(f"--weights {path} holds pickled code, which is never run: save the network's "
                             f"state_dict() alone, or a .safetensors file") from None
         raise UserError(f"--weights {path} is no weights file, or a damaged one ({type(error).__name__}): "

@@ -1,20 +1,16 @@
-"""Tiny data, and a way to run the stage scripts as a user does."""
+"""Ways to run the scripts as a user does, and a finished tiny run of the four stages."""
 
-import http.server
+import glob
 import importlib
 import os
 import subprocess
 import sys
-import tempfile
-import threading
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,72 +19,37 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
+from fixtures import CLASSES, make_folder, served  # noqa: F401
 from utils.cli import run
 
 torch.set_num_threads(1)
 
-CLASSES = ["ant", "bee", "cow", "dog"]
 TINY = ["--epochs", "2", "--batch_size", "16", "--device", "cpu", "--precision", "fp32"]
+WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
 
 
-def run_script(script, *flags):
-    """Run a stage script in a process of its own; returns the finished process with its text."""
+def run_script(script, *flags, **options):
+    """Run a script in a process of its own; returns the finished process with its text."""
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True,
-                          timeout=300, check=False)
+                          timeout=300, check=False, **options)
 
 
 def call(script, *flags):
-    """Run a stage script's command line in this process, which spares the imports.
+    """Run a script's command line in this process, which spares the imports. script: a path from the repository's
+    root; one in a folder is run as a module of its package, as `python -m` does.
 
     Returns (exit status, text on stdout, text on stderr).
     """
-    name = Path(script).stem
-    folder = str((ROOT / script).parent)
-    with mock.patch.object(sys, "argv", [script, *map(str, flags)]), mock.patch.object(
-            sys, "path", [folder, *sys.path]), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        module = importlib.import_module(name)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    words = [str(flag) for flag in flags]
+    with mock.patch.object(sys, "argv", [str(ROOT / script), *words]), redirect_stdout(StringIO()) as out, \
+            redirect_stderr(StringIO()) as err:
         try:
-            run(module.main, module.get_args_parser(), [str(flag) for flag in flags])
+            run(module.main, module.get_args_parser(), words)
             status = 0
         except SystemExit as stop:
             status = stop.code or 0
     return status, out.getvalue(), err.getvalue()
-
-
-def run_shell(script, *arguments, flags=None, **variables):
-    """Run a shell script; its python commands run in this process, by `call`, which spares their imports.
-
-    flags: {python script: flags to add to its commands}; variables: of the script's environment.
-    Returns (exit status, text on stdout and stderr, the python commands as lists of words).
-    """
-    commands, status = [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answer, printed = (os.path.join(folder, name) for name in ("asked", "answer", "printed"))
-        os.mkfifo(asked)
-        os.mkfifo(answer)
-        stand_in = f"""python() {{
-            local status
-            printf '%s\\0' "$@" > {asked}
-            read -r status < {answer}
-            return "$status"
-        }}
-        export -f python
-        exec bash "$@" > {printed} 2>&1"""
-        shell = subprocess.Popen(["bash", "-c", stand_in, "bash", str(ROOT / script), *map(str, arguments)],
-                                 env={**os.environ, **{name: str(value) for name, value in variables.items()}})
-
-        def end():  # the reader below waits for a writer: the script's python, or this
-            shell.wait()
-            Path(asked).write_bytes(b"")
-
-        threading.Thread(target=end, daemon=True).start()
-        text = ""
-        while words := Path(asked).read_bytes():
-            commands.append(words.decode().split("\0")[:-1])
-            status, out, err = call(*commands[-1], *(flags or {}).get(commands[-1][0], []))
-            text += out + err
-            Path(answer).write_text(f"{status}\n")
-        return shell.returncode, Path(printed).read_text() + text, commands
 
 
 def succeed(script, *flags):
@@ -116,35 +77,32 @@ def fail(script, *flags, unchanged=None):
     return lines[0]
 
 
-def make_folder(root, classes=CLASSES, train=12, test=5, size=16, seed=0):
-    """An image folder whose classes differ in colour, so that a tiny network can learn them."""
-    rng = np.random.default_rng(seed)
-    for c, name in enumerate(classes):
-        colour = np.array([(c & 1) * 160, (c >> 1 & 1) * 160, c * 30]) + 40
-        for split, count in (("train", train), ("test", test)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(colour + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i:03}.png")
-    return root
+def run_shell(script, *arguments, flags=None, **variables):
+    """Run a shell script whose python only writes its commands down, then run those by `call`, which spares their
+    imports, up to the first that fails.
 
-
-@contextmanager
-def served(folder):
-    """Serve a folder over HTTP on this machine's loopback, as a stand-in for a download; gives its address."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    flags: {python script: flags to add to its commands}; variables: of the script's environment.
+    Returns (exit status, text on stdout and stderr, the commands as lists of words).
+    """
+    # An environment is active, whose packages the stand-in vouches for; an empty word ends a command.
+    stand_in = """python() { [ "$1" = - ] || printf '%s\\n' "$@" "" >&3; }; export -f python; exec bash "$@" 3>&2 2>&1"""
+    done = subprocess.run(["bash", "-c", stand_in, "bash", str(ROOT / script), *map(str, arguments)],
+                          env={**os.environ, "VIRTUAL_ENV": "active", **{k: str(v) for k, v in variables.items()}},
+                          capture_output=True, text=True, timeout=60, check=False)
+    commands = [command.split("\n") for command in done.stderr.split("\n\n")[:-1]]
+    text = done.stdout
+    for words in commands:
+        if words[0] == "-m":
+            name, words = words[1].replace(".", "/") + ".py", words[2:]
+        else:
+            name, words = os.path.relpath(words[0], ROOT), words[1:]
+        # A file that an earlier command writes was not there when bash looked for it.
+        words = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
+        status, out, err = call(name, *words, *(flags or {}).get(name, []))
+        text += out + err
+        if status:
+            return status, text, commands
+    return done.returncode, text, commands
 
 
 @pytest.fixture
@@ -162,6 +120,18 @@ def chain(tmp_path_factory):
             "--out", save / "partition.json")
     common = ["--save_path", save, "--data_dir", data]
     succeed("train_scratch.py", *common, "--arch", "resnet8", *TINY)
-    succeed("train_deposit.py", *common, *TINY)
-    succeed("withdraw.py", *common, "--device", "cpu", "--precision", "fp32")
+    succeed("train_deposit.py", *common, *TINY, "--split_at", "2")
+    succeed("withdraw.py", *common, *WITHDRAW)
     return save, data
+
+
+def scratch_flags(chain, save, *more):
+    """Flags of a small original on the chain's data and partition, in another folder."""
+    return ["--save_path", save, "--data_dir", chain[1], "--partition", chain[0] / "partition.json", "--arch",
+            "resnet8", *TINY, *more]
+
+
+def deposit_flags(chain, save, *more):
+    """Flags of the chain's own deposit, in another folder."""
+    return ["--save_path", save, "--data_dir", chain[1], "--original", chain[0] / "original.pt", "--split_at", "2",
+            *TINY, *more]

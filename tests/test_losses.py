@@ -1,11 +1,11 @@
-"""Each loss by hand, and against plain Python."""
+"""Each loss by hand, and against plain Python; the draw of random labels."""
 
 import math
 
 import pytest
 import torch
 
-from utils import losses
+from models import losses
 
 
 def slow_softmax(row):
@@ -97,25 +97,10 @@ def test_attention_ignores_the_scale_of_features():
     assert losses.attention_transfer(5 * x, x).item() == pytest.approx(0, abs=1e-9)
 
 
-def test_knowledge_removal_subtracts_attention(logits):
-    y_r = torch.tensor([0, 1, 2, 3, 4, 0])
-    expected = slow_cross_entropy(logits[0].tolist(), y_r.tolist()) - 3.0 * 0.25
-    assert losses.knowledge_removal(logits[0], y_r, torch.tensor(0.25), 3.0).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_minimising_knowledge_removal_raises_the_attention_difference():
-    features, reference = torch.rand(2, 3, 4, 4, requires_grad=True), torch.rand(2, 3, 4, 4)
-    start = losses.attention_transfer(features, reference)
-    loss = losses.knowledge_removal(torch.zeros(2, 3), torch.tensor([0, 1]), start, 100.0)
-    loss.backward()
-    moved = features.detach() - 0.1 * features.grad
-    assert losses.attention_transfer(moved, reference) > start
-
-
-def test_recoverability_is_cross_entropy(logits):
-    y = torch.tensor([1, 2, 1, 2, 1, 2])
-    assert losses.recoverability(logits[0], y).item() == pytest.approx(
-        slow_cross_entropy(logits[0].tolist(), y.tolist()), rel=1e-5)
+def test_the_cross_entropies_against_plain_python(logits):
+    y = torch.tensor([1, 2, 1, 2, 0, 4])
+    expected = pytest.approx(slow_cross_entropy(logits[0].tolist(), y.tolist()), rel=1e-5)
+    assert losses.recoverability(logits[0], y).item() == expected == losses.knowledge_removal(logits[0], y).item()
 
 
 @pytest.mark.parametrize("exclude_true", [True, False])
@@ -143,13 +128,6 @@ def test_losses_are_float32_for_bfloat16_inputs(logits):
     assert losses.distillation(z, z, 4.0).dtype == torch.float32
     assert losses.recoverability(z, torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
     assert losses.attention_map(torch.rand(2, 3, 4, 4).bfloat16()).dtype == torch.float32
-
-
-def test_logits_preserving_sees_the_scale_and_shift_that_kd_is_blind_to(logits):
-    z, z_0, _ = logits
-    mean = sum((z[i, c] - z_0[i, c]).item() ** 2 for i in range(6) for c in (0, 3, 4)) / 18
-    assert losses.logits_preserving(z, z_0, PRESERVED, 4.0).item() == pytest.approx(mean, rel=1e-5)
-    assert losses.logits_preserving(z_0 + 2, z_0, PRESERVED, 4.0).item() == pytest.approx(4.0, rel=1e-5)
 
 
 def test_feature_transfer_is_relative_and_gives_the_reference_no_gradient():

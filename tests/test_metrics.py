@@ -1,6 +1,5 @@
-"""Accuracy per sample and the figures of Table 1."""
+"""Accuracy per sample, the figures of Table 1, and tables of them."""
 
-import argparse
 import platform
 import resource
 import types
@@ -8,9 +7,10 @@ import types
 import pytest
 import torch
 
-from datasets import ImageSet
+from datasets import ImageSet, batches
 from utils.metrics import ClassCounts, evaluate, harmonic_mean, percent, table1
 from utils.runtime import Runtime
+from utils.tables import as_text, markdown, minus, summary, table1_rows
 
 PARTITION = types.SimpleNamespace(preserved_classes=[0, 1], deposit_classes=[2])
 
@@ -35,12 +35,11 @@ def test_evaluate_does_not_depend_on_the_batch_size():
     generator = torch.Generator().manual_seed(0)
     images = ImageSet(torch.randint(0, 256, (11, 3, 8, 8), dtype=torch.uint8, generator=generator),
                       torch.arange(11) % 3, [0.5] * 3, [0.25] * 3, flip=True)
-    runtime = Runtime(argparse.Namespace(device="cpu", precision="fp32", seed=0))
 
     def forward(x, y):
         return {"network": x.mean((2, 3)), "oracle": torch.nn.functional.one_hot(y, 3)}
 
-    results = [evaluate(forward, images, 3, runtime, batch_size) for batch_size in (1, 4, 11, 100)]
+    results = [evaluate(forward, batches(images, batch_size, "cpu"), 3) for batch_size in (1, 4, 11, 100)]
     assert all(result == results[0] for result in results)
     assert results[0]["oracle"] == counts([4, 4, 3], [4, 4, 3])
     assert sum(results[0]["network"]["total"]) == 11
@@ -88,9 +87,30 @@ def test_harmonic_mean():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
 def test_on_the_cpu_a_freed_tensor_leaves_its_pages_for_the_next():
-    Runtime(argparse.Namespace(device="cpu", precision="fp32", seed=0))
+    Runtime("cpu", "fp32")
     pages, before = 64 * 2**20 // resource.getpagesize(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         torch.ones(64, 2**18)
     # else 20 times the pages; aligned blocks may need new ones before the freed ones have grown together
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * pages
+
+
+def test_mean_and_deviation():
+    assert as_text(summary([1.0, 3.0])) == "2.00 ± 1.41" and summary([1.0, 3.0])["n"] == 2
+    assert as_text(summary([1.0])) == "1.00" and as_text(summary([1.0, None])) == "-" == as_text(summary([]))
+    assert minus(3, 1) == 2 and minus(None, 1) is None
+
+
+def test_a_table_is_markdown_of_even_columns():
+    rows = {"ours": {"Avg Acc": summary([1.0]), "F": None}, "paper": {"Avg Acc": "94.06"}}
+    assert markdown(rows, "network") == ("| network | Avg Acc | F   |\n| ------- | ------- | --- |\n"
+                                         "| ours    | 1.00    | -   |\n| paper   | 94.06   | -   |\n")
+
+
+def test_table1_leaves_out_networks_that_a_run_lacks_and_says_how_far_t_is_from_the_original():
+    t0, t = table1(counts([9, 9, 9], [10] * 3), PARTITION), table1(counts([9, 9, 0], [10] * 3), PARTITION)
+    whole = {"original": t0, "target": t, "recover": {"concat": t0, "difference": t}}
+    rows = table1_rows([whole, {**whole, "recover": {"difference": t0}}])
+    assert list(rows) == ["Original (T0)", "Deposit (T)", "Withdrawal, difference"]
+    assert rows["Withdrawal, difference"]["Avg - Original"] == {"mean": -15.0, "deviation": 21.2132, "n": 2}
+    assert rows["Withdrawal, difference"]["F"] is None

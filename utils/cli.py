@@ -11,7 +11,7 @@ import torch
 
 from utils import distributed, stopping
 from utils.errors import UserError
-from utils.files import locked
+from utils.files import locked, remove_unfinished
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,8 +129,7 @@ def run(main, parser, argv=None, *, parallel=False):
         if distributed.ranks > 1:
             _require_parallel(args, parallel)
         _check_schedule(args)
-        folder = getattr(args, "save_path", None)
-        with locked(folder) if folder and distributed.rank == 0 else contextlib.nullcontext():
+        with _alone_in(getattr(args, "save_path", None)):
             main(args)
             distributed.leave()
         sys.stdout.flush()
@@ -142,6 +141,17 @@ def run(main, parser, argv=None, *, parallel=False):
         if message is None:
             raise
         sys.exit(_fail(parser.prog, message, 1))
+
+
+@contextlib.contextmanager
+def _alone_in(folder):
+    """A block in which no other process works in --save_path, for a script that has one."""
+    if not folder or distributed.rank > 0:
+        yield
+        return
+    with locked(folder):
+        remove_unfinished(folder)
+        yield
 
 
 def _prepare_streams():

@@ -78,9 +78,17 @@ def read_log(path):
     return records
 
 
+def remove_unfinished(folder):
+    """Remove what a killed process was writing into `folder`, which the caller has locked. Partitions are left: they
+    are written without a lock."""
+    for name in os.listdir(folder):
+        if name.endswith(".part") and not name.startswith("partition"):
+            os.unlink(os.path.join(folder, name))
+
+
 @contextlib.contextmanager
 def locked(folder, patience=0.0):
-    """A block in which no other process works in `folder`, which is made when absent.
+    """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
 
     The lock is the operating system's, so it ends with the process, however that ends. Waits up to `patience` seconds
     for another process; raises UserError when that still works there. File systems without locks are not locked.
@@ -90,8 +98,9 @@ def locked(folder, patience=0.0):
     except ImportError:  # Windows
         yield
         return
-    os.makedirs(folder or ".", exist_ok=True)
-    handle = os.open(folder or ".", os.O_RDONLY)
+    made = not os.path.exists(folder)
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + patience
         while True:
@@ -107,4 +116,7 @@ def locked(folder, patience=0.0):
                 time.sleep(0.05)
         yield
     finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
         os.close(handle)

@@ -211,7 +211,7 @@ def _memory_and_work():
 def matmul_peak(flags, repeats=5):
     """FLOP/s of the best of some square matrix products, in the precision that our steps run in."""
     runtime = Runtime.of(argparse.Namespace(**flags))
-    size = 16384 if runtime.device.type == "cuda" else 4096  # large, so that its start counts for nothing
+    size = 16384 if runtime.device.type == "cuda" else 2048  # large, so that its start counts for nothing
     kind = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=runtime.device, dtype=kind) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: a @ b, runtime.device) for _ in range(repeats + 1))

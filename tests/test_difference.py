@@ -1,0 +1,183 @@
+"""The weight difference: packed to the bit, right up to its rounding, which falls on T, so that T0 comes back whole;
+tied to its original, holding nothing else; and a bank of several, withdrawn in any order."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import WITHDRAW, deposit_flags, fail, scratch_flags, succeed
+
+from datasets import evaluation_batches, load_images
+from models.checkpoints import load_network
+from models.difference import BITS, decode, encode, pack, quantise, shifted, unpack
+from utils.checkpoint import checksum, load_checkpoint
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 13, 1001])
+def test_packing_is_exact_and_leaves_no_gap(bits, count):
+    values = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(count))
+    values[0], values[-1] = 0, 2**bits - 1
+    packed = pack(values.int(), bits)
+    assert packed.dtype == torch.uint8 and len(packed) == (count * bits + 7) // 8
+    assert torch.equal(unpack(packed, bits, count), values)
+
+
+def lower_parts(seed=0):
+    """State_dicts of a lower_0 and a lower_T: a convolution of odd size, batch norm, a counter."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_var": (5,)}
+    states = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(2)]
+    return [{**state, "bn.num_batches_tracked": torch.tensor(7 + i)} for i, state in enumerate(states)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits):
+    original, target = lower_parts()
+    original["conv.weight"][2] = target["conv.weight"][2]  # a channel that T did not change
+    data = encode(original, target, bits)
+    # a scale a channel and `bits` an entry of the convolution, a scale and 16 bits an entry of each vector
+    assert len(data) == (5 * 4 + (135 * bits + 7) // 8) + 2 * (4 + 5 * 2)
+    found = shifted(target, decode(data, target, bits), 1)
+    assert torch.equal(found["conv.weight"][2], target["conv.weight"][2])
+    for name, tensor in original.items():
+        if not tensor.is_floating_point():
+            assert torch.equal(found[name], target[name])  # a counter is T's own
+            continue
+        error = (found[name] - tensor).flatten(1 if tensor.dim() > 1 else 0)
+        spread = (tensor - target[name]).flatten(1 if tensor.dim() > 1 else 0)
+        step = spread.abs().amax(-1) / (2 ** ((bits if tensor.dim() > 1 else 16) - 1) - 1)
+        # A scale below the one at which all entries fit is taken only for a smaller squared error.
+        assert (error.square().mean(-1) <= step.square() / 4 + 1e-12).all()
+
+
+def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
+    rows = torch.cat([torch.linspace(-1, 1, 99), torch.tensor([8.0])])[None]
+    numbers, scale = quantise(rows, largest=7)
+    coarse = 8 / 7
+    assert (numbers * scale - rows).square().sum() < ((rows / coarse).round() * coarse - rows).square().sum()
+    numbers, scale = quantise(torch.zeros(2, 3), largest=7)
+    assert not numbers.any() and not (numbers * scale).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    original, target = lower_parts()
+    target["bn.weight"][1] = value
+    with pytest.raises(UserError, match="'bn.weight' are not finite"):
+        encode(original, target, 4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 16])
+def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, tmp_path, bits):
+    save, data = chain
+    succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--difference_bits", bits, "--lr", "0.1"))
+    out = succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "difference", *WITHDRAW)
+    assert "Withdrawal, difference" in out
+    content = load_checkpoint(str(tmp_path / "difference.pt"), "difference")
+    assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original"}
+    assert content["tensors"].keys() == {"difference"} and content["tensors"]["difference"].dtype == torch.uint8
+    lower = load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["cost"]["lower"]["bytes"]
+    file, packed = (tmp_path / "difference.pt").stat().st_size, len(content["tensors"]["difference"])
+    assert packed < (bits + 1.5) / 32 * lower and file < packed + 3000
+    # the recover network is a plain one, of the original's tensors
+    (network, partition), (original, _), (target, _) = (
+        load_network(str(path)) for path in (tmp_path / "recover.pt", save / "original.pt", tmp_path / "target.pt"))
+    assert type(network) is type(original) and network.state_dict().keys() == original.state_dict().keys()
+    for split in ("train", "test"):
+        for x, _ in evaluation_batches(load_images(partition, str(data), split, range(4)), "cpu"):
+            with torch.no_grad():
+                torch.testing.assert_close(network(x), original(x), atol=1e-4, rtol=1e-4)
+                assert torch.equal(network(x).argmax(1), original(x).argmax(1))
+                assert not torch.allclose(target(x), original(x), atol=1e-2)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
+
+
+@pytest.mark.parametrize("what", ["run", "split point", "architecture"])
+def test_a_difference_of_another_deposit_is_refused(chain, tmp_path, what):
+    save, data = chain
+    flags = {"run": ["--seed", "1"], "split point": ["--split_at", "1"], "architecture": []}[what]
+    if what == "architecture":
+        succeed("train_scratch.py", *scratch_flags(chain, tmp_path, "--epochs", "1", "--arch", "cnn"))
+        flags = ["--original", tmp_path / "original.pt"]
+    succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--epochs", "1", *flags))
+    for ours, theirs in ((save, tmp_path), (tmp_path, save)):
+        line = fail("withdraw.py", "--save_path", tmp_path / "new", "--target", ours / "target.pt", "--deposit", theirs,
+                    "--data_dir", data)
+        assert "difference.pt does not belong to" in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change,word", [
+    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][:-1]), "too few bytes"),
+    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].repeat(2)), "too many bytes"),
+    (lambda c: c["tensors"]["difference"][:4].view(torch.float32).fill_(float("nan")), "a scale is not finite"),
+    (lambda c: c["tensors"]["difference"][:4].view(torch.float32).fill_(1e38), "not finite"),
+    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].float()), "damaged"),
+    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][None]), "damaged"),
+    (lambda c: c["tensors"].update(more=torch.zeros(1)), "bits or its tensors"),
+    (lambda c: c["tensors"].clear(), "bits or its tensors"), (lambda c: c.update(bits=9), "bits or its tensors"),
+    (lambda c: c.update(bits=8), "too few bytes"), (lambda c: c.update(bits=[4]), "bits or its tensors"),
+])
+def test_a_difference_that_contradicts_itself_is_refused(chain, tmp_path, change, word):
+    """Rewritten with a right checksum, so that only its own description can tell."""
+    content = load_checkpoint(str(chain[0] / "difference.pt"), "difference")
+    change(content)
+    content["checksum"] = checksum(content)
+    shutil.copy(chain[0] / "deposit.pt", tmp_path)
+    torch.save(content, tmp_path / "difference.pt")
+    assert word in fail("withdraw.py", "--save_path", chain[0], "--deposit", tmp_path, unchanged=chain[0])
+
+
+# the bank
+
+@pytest.fixture
+def bank(chain, tmp_path):
+    """Two deposits, the second from the first's target: folders of the deposits of bee and of cow."""
+    shutil.copytree(chain[0], tmp_path / "bee")
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", chain[1], "--deposit_classes", "cow", "--out",
+            tmp_path / "cow.json")
+    folders = [tmp_path / "bee", tmp_path / "cow"]
+    succeed("train_deposit.py", *deposit_flags(chain, folders[1], "--original", folders[0] / "target.pt", "--partition",
+                                               tmp_path / "cow.json"))
+    return folders
+
+
+def withdrawn(save, target, *folders):
+    """The recover network of --merge difference, and its partition."""
+    succeed("withdraw.py", "--save_path", save, "--target", target, "--deposit", *folders, "--merge", "difference",
+            *WITHDRAW)
+    return load_network(str(save / "recover.pt"))
+
+
+def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_path, bank):
+    bee, cow = bank
+    _, partition = load_network(str(cow / "target.pt"))
+    assert partition.deposit_classes == [1, 2]
+    original, t = (load_network(str(folder / f"{name}.pt"))[0].state_dict()
+                   for folder, name in ((chain[0], "original"), (bee, "target")))
+    whole, _ = withdrawn(tmp_path / "both", cow / "target.pt", bee, cow)
+    without_cow, _ = withdrawn(tmp_path / "one", cow / "target.pt", bee)
+    without_bee, partition = withdrawn(tmp_path / "other", cow / "target.pt", cow)
+    assert partition.deposit_classes == [1]
+    again, _ = withdrawn(tmp_path / "again", tmp_path / "one" / "recover.pt", cow)
+    for ours, theirs in ((whole, original), (again, original), (without_bee, t)):
+        for name, tensor in ours.state_dict().items():
+            torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(without_cow.state_dict()["stem.conv1.weight"], original["stem.conv1.weight"], atol=1e-5)
+
+
+def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
+    bee, cow = bank
+    from_cow = deposit_flags(chain, tmp_path / "new", "--original", cow / "target.pt")
+    assert "'cow' is deposited already" in fail("train_deposit.py", *from_cow, "--partition", tmp_path / "cow.json")
+    assert "deposits of one bank share" in fail("train_deposit.py", *from_cow, "--split_at", "1")
+    target = ["--save_path", tmp_path / "new", "--target", cow / "target.pt", "--merge"]
+    assert "withdraws one deposit" in fail("withdraw.py", *target, "concat", "--deposit", cow, bee)
+    assert "not away" in fail("withdraw.py", *target, "difference", "--deposit", bee, bee)
+    (bee / "difference.pt").unlink()
+    assert "difference.pt of bee" in fail("train_deposit.py", *from_cow)
+    assert not (tmp_path / "new").exists()
