@@ -8,9 +8,13 @@ A checkpoint is a dict of numbers, strings, lists, dicts and tensors with the en
 and what its kind adds (README, "File formats"). A checksum tells damage; whoever can write a file can forge it.
 """
 
+import contextlib
+import fcntl
 import hashlib
+import itertools
 import json
 import os
+import uuid
 import zipfile
 
 import torch
@@ -41,22 +45,48 @@ def cpu_tensors(state_dict):
 
 
 def write_atomically(path, write):
-    """Call write(file) on `path`.part, flush it to disk, then rename it over `path`."""
+    """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = path + ".part"  # a fixed name: what a kill leaves behind is overwritten by the next attempt
     with postponed():
         try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = path  # a write that fails does not say where
+            with _own_temporary(path) as file:
+                try:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, path)
+                except BaseException:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file.name)
+                    raise
+        except OSError as error:
+            error.filename = error.filename or path  # a write that fails does not say where
             raise
+
+
+def _own_temporary(path):
+    """`path`.part, empty and open for writing, or `path`.1.part, ... while other processes write those.
+
+    The lock on it is the operating system's and ends with its process, so that what a kill leaves behind is taken over
+    by the next attempt.
+    """
+    for number in itertools.count():
+        name = f"{path}.{number}.part" if number else f"{path}.part"
+        file = open(name, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_TRUNC, 0o666))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):  # else its writer has just renamed it
+                if os.path.getsize(name):
+                    file.truncate()
+                return file
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError:  # a disk without locks: a name that no other process has, which a kill leaves behind
+            file.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            return open(f"{path}.{uuid.uuid4().hex}.part", "xb")
+        file.close()
 
 
 def sealed(content):
