@@ -20,8 +20,8 @@ def get_args_parser():
                            "range, and transparent ones put on white")
     data.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
     data.add_argument("--image_size", type=bounded(int, 8, 1024), default=None,
-                      help="side of the square images; 32, for cub200 224, for folder the median of the training images' "
-                           "short sides, at most 224")
+                      help="side of the square images; 32, for cub200 224, for folder the median of the short sides of "
+                           "the training images, at most 224")
     data.add_argument("--download", action="store_true",
                       help="fetch CUB-200-2011 (1.1 GB) when it is absent; CIFAR is fetched unasked")
     data.add_argument("--val_fraction", type=bounded(float, 0, 0.9), default=0.0,
@@ -35,8 +35,8 @@ def get_args_parser():
     choice.add_argument("--deposit_fraction", type=bounded(float, 0, 1), default=0.3,
                         help="share of the classes that are deposited (30 %% in the paper)")
     choice.add_argument("--deposit_classes", default=None,
-                        help="names, or else ids, of the deposit classes, separated by commas, instead of a draw; a name "
-                             "may hold commas itself")
+                        help="names, or else ids, of the deposit classes, separated by commas, instead of a draw; a "
+                             "name may hold commas itself")
     parser.add_argument("--draw", choices=["random", "first"], default="random",
                         help="which classes are deposited, unless listed: drawn at random (paper) or the first "
                              "(authors' code)")

@@ -31,9 +31,18 @@ def open_image(path):
         raise UserError(f"{path} cannot be read as an image: replace or remove it, then partition again") from None
 
 
-def is_deep(image):
-    """Whether a PIL image has more than 8 bits a channel. (Of colours PIL itself reads the upper 8 bits.)"""
-    return image.mode == "F" or image.mode.startswith("I")
+def outline(path):
+    """Of an image, by its header: (short side in pixels, whether it has more than 8 bits a channel, whether it may be
+    transparent). Raises UserError when the file is no image."""
+    with open_image(path) as image:
+        try:
+            return min(image.size), _is_deep(image), image.has_transparency_data
+        except Exception:
+            raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
+
+
+def _is_deep(image):
+    return image.mode == "F" or image.mode.startswith("I")  # of colours with 16 bits PIL itself reads the upper 8
 
 
 def _rgb(path):
@@ -43,7 +52,7 @@ def _rgb(path):
             image.load()
             with contextlib.suppress(Exception):  # nonsense in a camera's notes does not make a damaged image
                 ImageOps.exif_transpose(image, in_place=True)
-            if is_deep(image):
+            if _is_deep(image):
                 return Image.fromarray(_eight_bits(image, path)).convert("RGB")
             if image.has_transparency_data:
                 image = image.convert("RGBA")

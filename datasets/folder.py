@@ -1,6 +1,5 @@
 """Image folders: train/<class>/ and test/<class>/, as torchvision's ImageFolder reads them."""
 
-import collections
 import functools
 import glob
 import os
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.cache import FOLDER, cached
-from datasets.decode import BACKGROUND, decode, is_deep, open_image, read_square
+from datasets.decode import BACKGROUND, decode, outline, read_square
 from datasets.files import SPLITS, files_below, hidden, list_hash, printable
 from utils.errors import UserError
 
@@ -73,11 +72,12 @@ class FolderSource:
             if entry.is_dir() and not hidden(entry.name):
                 name = printable(entry.name)
                 if found.setdefault(normalize("NFC", name), (name, entry.path))[1] != entry.path:
-                    raise UserError(f"two folders in {self._split(split)} have the name '{name}' in different bytes: rename one")
+                    raise UserError(f"two folders in {self._split(split)} are called '{name}', in different bytes: "
+                                    f"rename one")
         return found
 
     def _listing(self, split, class_id):
-        """A class's folder, the images at any depth below it, and the other files there, in the order of their bytes."""
+        """A class's folder, the images at any depth below it, and the other files there; sorted by bytes."""
         name = self.class_names[class_id]
         if normalize("NFC", name) not in self._folders(split):
             raise UserError(f"{os.path.join(self.root, split, name)} does not exist: --data_dir must be the image "
@@ -103,36 +103,35 @@ class FolderSource:
 
     def _survey(self, image_size):
         """The image size. Prints what one may not expect of the files."""
-        sides, seen, skipped = [], collections.Counter(), []
+        seen, skipped = {}, []
         for split in SPLITS:
-            skipped += [entry.path for entry in os.scandir(self._split(split))
-                        if not entry.is_dir() and not hidden(entry.name)]
-            files = []
-            for class_id in range(len(self.class_names)):
-                _, images, others = self._listing(split, class_id)
-                files += images
-                skipped += others
-            for path in files[::-(-len(files) // _SURVEYED) or 1]:
-                with open_image(path) as image:
-                    seen.update(images=1, deep=is_deep(image), transparent=image.has_transparency_data)
-                    sides += [min(image.size)] if split == "train" else []
+            beside = os.scandir(self._split(split))
+            skipped += [entry.path for entry in beside if not entry.is_dir() and not hidden(entry.name)]
+            listings = [self._listing(split, c) for c in range(len(self.class_names))]
+            skipped += [path for _, _, others in listings for path in others]
+            files = [path for _, images, _ in listings for path in images]
+            seen[split] = [outline(path) for path in files[::-(-len(files) // _SURVEYED) or 1]]
+        sides = [side for side, _, _ in seen["train"]]
         if not sides:
             raise UserError(f"the class folders of {self.root}/train hold no image ({', '.join(IMAGE_EXTENSIONS)}), "
                             f"but {len(skipped)} other files")
         size = image_size or min(statistics.median_low(sides), _LARGEST)
         smaller, larger = sum(2 * side < size for side in sides), sum(side > 4 * size for side in sides)
+        of_all = seen["train"] + seen["test"]
+        deep, transparent = (sum(of_each) for of_each in list(zip(*of_all))[1:])
         names = ", ".join(printable(os.path.relpath(path, self.root)) for path in skipped[:3])
-        for count, text in (
-                (len(skipped), f"not read, lying in no class's folder or having no image's name: {len(skipped)} files "
-                               f"({names}{', ...' if len(skipped) > 3 else ''})"),
-                (smaller + larger, f"all images become {size}x{size}; of {len(sides)} training images, of short sides "
-                                   f"{min(sides)} to {max(sides)}, {smaller} are less than half and {larger} more than "
-                                   f"four times as large (--image_size sets another size)"),
-                (seen["deep"], f"more than 8 bits a channel, scaled to 8 by their range: {seen['deep']} of "
-                               f"{seen['images']} images"),
-                (seen["transparent"], f"transparent places, put on {BACKGROUND}: {seen['transparent']} of "
-                                      f"{seen['images']} images")):
-            if count:
+        for said, text in (
+                (not self._split("test").endswith("test"), "there is no test/, so val/ is the test set"),
+                (skipped, f"{len(skipped)} files are in no class's folder or have no image's name, and are not read: "
+                          f"{names}{', ...' if len(skipped) > 3 else ''}"),
+                (smaller or larger, f"images become {size}x{size}; of {len(sides)} training images, of short sides "
+                                    f"{min(sides)} to {max(sides)}, {smaller} are less than half and {larger} more "
+                                    f"than four times as large (--image_size sets another size)"),
+                (deep, f"{deep} of {len(of_all)} images have more than 8 bits a channel, and are scaled to 8 by their "
+                       f"range"),
+                (transparent, f"{transparent} of {len(of_all)} images may be transparent, and are put on {BACKGROUND}"),
+        ):
+            if said:
                 print(f"note: {text}", flush=True)
         return size
 

@@ -86,8 +86,9 @@ def test_processes_with_other_bytes_do_not_take_each_others_cache(tmp_path):
 
 
 def test_commands_started_at_once_all_end_well(folder, tmp_path):
-    commands = [subprocess.Popen([sys.executable, ROOT / "partition_data.py", "--dataset", "folder", "--data_dir",
-                                  folder, "--seed", str(seed), "--out", tmp_path / f"{seed}.json"]) for seed in range(2)]
+    script = [sys.executable, ROOT / "partition_data.py", "--dataset", "folder", "--data_dir", folder]
+    commands = [subprocess.Popen([*script, "--seed", str(seed), "--out", tmp_path / f"{seed}.json"])
+                for seed in range(2)]
     assert [command.wait(300) for command in commands] == [0] * 2
 
 
@@ -235,7 +236,7 @@ def test_transparent_places_become_white_and_that_is_said(folder, mode):
     found = first_image(folder)
     assert (found[:8] == 0).all() and (found[8:] == 255).all()
     out = partition(folder)
-    assert "put on white: 1 of 68 images" in out and out.count("note:") == 1
+    assert "1 of 68 images may be transparent, and are put on white" in out and out.count("note:") == 1
 
 
 def test_every_kind_of_image_is_read_and_other_files_are_named(folder):
@@ -250,7 +251,8 @@ def test_every_kind_of_image_is_read_and_other_files_are_named(folder):
             (folder / above / name).parent.mkdir(exist_ok=True, parents=True)
             (folder / above / name).write_text("")
     out = partition(folder)
-    assert "5 files (train/ant/a.heic, train/ant/b.txt, train/ant/c.heic, ...)" in out and out.count("note:") == 1
+    assert "5 files are in no class" in out and "read: train/ant/a.heic, train/ant/b.txt, train/ant/c.heic, ..." in out
+    assert out.count("note:") == 1
     assert read_partition(folder / "p.json").samples["train"][0]["count"] == 12 + len(IMAGE_EXTENSIONS)
 
 
@@ -387,6 +389,7 @@ def test_val_is_the_test_set_where_there_is_no_other(folder):
     before = make_partition("folder", str(folder), listed="bee")
     (folder / "test").rename(folder / "val")
     assert make_partition("folder", str(folder), listed="bee") == before
+    assert "val/ is the test set" in partition(folder)
     assert len(load_images(before, str(folder), "test", [1])) == 5
 
 
