@@ -1,9 +1,11 @@
 """The data: where samples come from, how the classes are partitioned, how batches are made.
 
-    sources    digits, CIFAR-10, CIFAR-100 and image folders as uint8 tensors
+    sources    digits, CIFAR-10, CIFAR-100 as uint8 tensors, and the others by name
+    folder, cub    image folders, CUB-200-2011
+    files, decode, cache, ragged   finding and hashing files, files to pixels, pixels kept beside the data,
+                                   photographs of differing sizes
     partition  deposit set and preservation set, with a hash of the samples
-    cache      decoded images kept beside the data
-    cub, ragged, decode    CUB-200-2011, photographs of differing sizes, image files to pixels
+    loading    the images that a partition names
     batches    shuffled, augmented, normalised batches made on the training device
 """
 

@@ -1,20 +1,21 @@
 """CUB-200-2011 (Wah et al., 2011) in the layout of its official archive: photographs of birds, all of another size."""
 
 import functools
+import glob
 import gzip
 import lzma
 import os
-import shutil
 import sys
 import tarfile
 import zlib
 
 import numpy as np
 import torch
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import download_url
 
-from datasets.cache import FOLDER, cached, list_hash, source_key
+from datasets.cache import FOLDER, cached
 from datasets.decode import decode, read_short_side
+from datasets.files import list_hash, printable, workspace
 from datasets.ragged import RaggedImages
 from utils.errors import UserError
 
@@ -35,6 +36,11 @@ class CubSource:
 
     def __init__(self, root, image_size):
         self.root, self.image_size, self._caches = root, image_size, True
+        self.samples = functools.cache(self.samples)  # a source does not live long: what it has hashed stays so
+        missing = [name for name in TABLES if not os.path.isfile(os.path.join(root, name))]
+        if missing:
+            raise UserError(f"{', '.join(missing)} does not exist in {root}: take it from {ARCHIVE}, or name another "
+                            f"--data_dir")
         paths, labels, splits, classes = (_read_table(root, name) for name in TABLES)
         for name, table in zip(TABLES[1:3], (labels, splits)):
             if table.keys() != paths.keys():
@@ -44,7 +50,7 @@ class CubSource:
         if not set(labels.values()) <= classes.keys() or not set(splits.values()) <= {"0", "1"}:
             raise UserError(f"a class or split of {root} is unknown: extract {ARCHIVE} again")
         ids = sorted(set(labels.values()), key=int)
-        self.class_names = [classes[i] for i in ids]
+        self.class_names = [printable(classes[i]) for i in ids]
         self._files = {split: [[] for _ in ids] for split in ("train", "test")}
         for image, path in paths.items():
             if os.path.isabs(path) or ".." in path.split("/"):
@@ -54,7 +60,7 @@ class CubSource:
 
     def samples(self, split, class_id):
         files = self._present(split, class_id)
-        return len(files), list_hash(files)
+        return len(files), list_hash(files, map(os.path.basename, files))
 
     def load(self, split, class_ids):
         photographs, labels = [], []
@@ -84,7 +90,7 @@ class CubSource:
             images = decode(files, read_short_side, side, name)
             return [np.array([image.shape[:2] for image in images], np.int32), *images]
 
-        values = cached(os.path.join(self.root, FOLDER, name), source_key(files, side), make, else_hold=False)
+        values = cached(os.path.join(self.root, FOLDER, name), self.samples(split, class_id)[1], make, else_hold=False)
         if values is None:
             self._caches = False
             print(f"note: {os.path.join(self.root, FOLDER)} cannot be written: images are decoded anew for each batch",
@@ -100,52 +106,69 @@ def _read_table(root, name):
     """{first word: rest} of a text file's lines."""
     path = os.path.join(root, name)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # as the system gives names of files
             rows = [line.split(maxsplit=1) for line in file if line.strip()]
         table = {key: value.strip() for key, value in rows}
         if len(table) != len(rows) or not all(key.isdecimal() for key in table):
             raise ValueError
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: extract {ARCHIVE} again, or name another --data_dir") from None
     except ValueError:
         raise UserError(f"{path} is damaged: extract {ARCHIVE} again") from None
     return table
 
 
 def open_cub(data_dir, download, image_size):
-    """CUB from data_dir or data_dir/CUB_200_2011, extracted, or downloaded if `download`, when absent."""
-    for root in (os.path.join(data_dir, NAME), data_dir):
-        if any(os.path.exists(os.path.join(root, table)) for table in TABLES):
-            return CubSource(root, image_size or 224)
-    archive, root = os.path.join(data_dir, ARCHIVE), os.path.join(data_dir, NAME)
-    if not os.path.exists(archive):
-        if not download:
-            raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "
-                            f"or let partition_data.py --download fetch it (1.1 GB)")
-        try:
-            download_url(URL, data_dir, ARCHIVE, MD5)
-        except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
-            if os.path.exists(archive) and not check_integrity(archive, MD5):
-                os.unlink(archive)
-            raise UserError(f"{URL} could not be downloaded ({error}): download it by hand "
-                            f"and put it into {data_dir}") from None
-    _extract(archive, root)
-    return CubSource(root, image_size or 224)
+    """CUB from data_dir, data_dir/CUB_200_2011 or, as Kaggle nests it, data_dir/*/CUB_200_2011; extracted, or
+    downloaded if `download`, when absent."""
+    root, archive, size = os.path.join(data_dir, NAME), os.path.join(data_dir, ARCHIVE), image_size or 224
+    nested = sorted(glob.glob(os.path.join(glob.escape(data_dir), "*", NAME)))
+    folders = (root, data_dir, *(folder for folder in nested if not folder.startswith(f"{root}.part")))
+    tables = [sum(os.path.exists(os.path.join(folder, table)) for table in TABLES) for folder in folders]
+    if any(tables):
+        return CubSource(folders[tables.index(max(tables))], size)
+    if os.path.isdir(os.path.join(root, "images")):
+        return CubSource(root, size)  # which says what is missing
+    if not os.path.exists(archive) and not download:
+        raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "
+                        f"or let partition_data.py --download fetch it (1.1 GB)")
+    with workspace(root + ".part") as folder:
+        if not os.path.exists(root):  # nor has another process made it meanwhile
+            if not os.path.exists(archive):
+                _download(folder, archive)
+            _extract(archive, folder, root)
+    return CubSource(root, size)
 
 
-def _extract(archive, root):
-    """Unpack into a folder beside, refusing any path outside of it, and rename that when all is there."""
-    unpacking = root + ".part"
-    shutil.rmtree(unpacking, ignore_errors=True)
+def _download(folder, archive):
+    try:
+        download_url(URL, folder, ARCHIVE, MD5)
+    except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
+        raise UserError(f"{URL} could not be downloaded ({error}): download it by hand "
+                        f"and put it into {os.path.dirname(archive)}") from None
+    os.rename(os.path.join(folder, ARCHIVE), archive)
+
+
+def _extract(archive, folder, root):
+    """Unpack into `folder`, refusing any path outside of it, and rename what is there when all is there."""
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(unpacking, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(folder, filter="data")
+            else:
+                tar.extractall(folder, _plain_members(tar))
             while tar.fileobj.read(1 << 20):  # to the end, where the compressed file's own check of its bytes stands
                 pass
-        os.rename(os.path.join(unpacking, NAME), root)
+        os.rename(os.path.join(folder, NAME), root)
     except (tarfile.TarError, EOFError, ValueError, FileNotFoundError, zlib.error, lzma.LZMAError,
             gzip.BadGzipFile) as error:
         raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): "
                         f"remove it and download it again") from None
-    finally:
-        shutil.rmtree(unpacking, ignore_errors=True)
+
+
+def _plain_members(tar):
+    """Its files and folders, for Pythons before 3.10.12 and 3.11.4, whose tarfile has no filters. Raises TarError for
+    anything else, and for a path that leads outside."""
+    for member in tar:
+        if not (member.isfile() or member.isdir()) or os.path.isabs(member.name) or ".." in member.name.split("/"):
+            raise tarfile.TarError(f"{member.name} is no file or folder within it")
+        member.mode, member.uid, member.gid = 0o755 if member.isdir() else 0o644, os.getuid(), os.getgid()
+        yield member

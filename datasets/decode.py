@@ -1,12 +1,13 @@
 """Image files to pixels, on all cores."""
 
+import contextlib
 import os
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -15,7 +16,9 @@ from utils.errors import UserError
 # content, and hand an EPS to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # from 89 million pixels on, before they are decoded
+warnings.filterwarnings("ignore", "Corrupt EXIF data")
 _LONGEST = 4  # a longer image is cut to this many times its short side: nothing of it is lost to a square
+BACKGROUND = "white"  # what transparent images are put on
 
 
 def open_image(path):
@@ -28,12 +31,61 @@ def open_image(path):
         raise UserError(f"{path} cannot be read as an image: replace or remove it, then partition again") from None
 
 
-def _rgb(path):
+def outline(path):
+    """Of an image, by its header: (short side in pixels, whether it has more than 8 bits a channel, whether it may be
+    transparent). Raises UserError when the file is no image."""
     with open_image(path) as image:
         try:
-            return image.convert("RGB")
+            return min(image.size), _is_deep(image), image.has_transparency_data
         except Exception:
             raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
+
+
+def _is_deep(image):
+    return image.mode == "F" or image.mode.startswith("I")  # of colours with 16 bits PIL itself reads the upper 8
+
+
+def _rgb(path):
+    """The image upright, as its camera's orientation says, in 8 bits a channel and on BACKGROUND where transparent."""
+    with open_image(path) as image:
+        try:
+            image.load()
+            with contextlib.suppress(Exception):  # nonsense in a camera's notes does not make a damaged image
+                ImageOps.exif_transpose(image, in_place=True)
+            if _is_deep(image):
+                return Image.fromarray(_eight_bits(image, path)).convert("RGB")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+            return image.convert("RGB")
+        except UserError:
+            raise
+        except Exception:
+            raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
+
+
+def _eight_bits(image, path):
+    """uint8 (h, w) of a deep grey image: 0 stays 0, and the top of its range becomes 255.
+
+    The range is that of 16 bits or of what the file states. TIFFs of 32 bits or floats state none: theirs is the least
+    of 1 (floats), 255, 65535 and 2^31 - 1 that holds them. Raises UserError when none fits.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        tops = (1, 255, 65535)
+    elif image.format != "TIFF":
+        tops = (65535,)
+    else:
+        bits = image.tag_v2.get(258, (16,))[0]
+        signed = image.mode == "I"  # 16 bits without a sign are modes of their own
+        tops = (255, 65535, 2**31 - 1) if bits == 32 else (2 ** (bits - signed) - 1,)
+    top = next((top for top in tops if high <= top), None)
+    # beyond 16 bits the whole image might lie below the first of 255 steps
+    if top is None or not low >= 0 or (top > 65535 and high < top / 255):
+        raise UserError(f"{path} holds values from {low:g} to {high:g}, whose range is unknown: save the images of the "
+                        f"data set with one scale, in 8 or 16 bits")
+    return (values * (255 / top)).round().astype(np.uint8)
 
 
 def _centre(image, width, height):

@@ -1,11 +1,10 @@
-"""The images that a partition names, read from a folder or an archive of its data set."""
-
-import os
+"""The images that a partition names, checked against it."""
 
 import torch
 
 from datasets.batches import ImageSet
-from datasets.sources import DATASETS, FolderSource, open_source
+from datasets.folder import FolderSource
+from datasets.sources import DATASETS, open_source
 from utils.errors import UserError
 
 
@@ -17,9 +16,6 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
     """
     stored = "test" if split == "test" else "train"
     if partition.layout == "folder":
-        if not os.path.isdir(os.path.join(data_dir, stored)):
-            raise UserError(f"{os.path.join(data_dir, stored)} does not exist: "
-                            f"--data_dir must be the image folder that was partitioned")
         source = FolderSource(data_dir, partition.class_names, partition.image_size)
     else:
         source = open_source(partition.dataset, data_dir, download=download and DATASETS[partition.dataset].fetched,

@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from unicodedata import normalize
 
 import torch
 
 from datasets.batches import pixels_of
-from datasets.sources import DATASETS, SPLITS, open_source
+from datasets.files import SPLITS
+from datasets.sources import DATASETS, open_source
 from utils.errors import UserError
 from utils.files import load_json, save_json
 
@@ -20,8 +23,9 @@ class Partition:
     """The manifest that partition_data.py writes and every later stage reads.
 
     samples[split] holds, a class each, the number of samples and the SHA-256 of their list, so that
-    a stage can check the classes that it reads without touching the others. mean and std are those of
-    the training pixels, per channel, in [0, 1]. val_fraction of each class's training samples are
+    a stage can check the classes that it reads without touching the others. mean and std, with which
+    images are normalised, are those of the training pixels unless others were asked for, per channel,
+    in [0, 1]. val_fraction of each class's training samples are
     held out as the split "val" and never trained on.
     """
 
@@ -162,13 +166,19 @@ def _hash(content):
 
 
 def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random", seed=0, val_fraction=0.0,
-                   image_size=None, download=False):
+                   image_size=None, download=False, mean=None, std=None):
     """Open a data set and draw the deposit classes.
 
     listed: names or ids (as text) of the deposit classes, instead of a draw of round(fraction * classes);
-    draw: "random", or "first" for the authors' choice of the first classes. Raises UserError when a class
+    draw: "random", or "first" for the authors' choice of the first classes; mean, std: three numbers each
+    to normalise with, of [0, 1], instead of those of the training pixels. Raises UserError when a class
     is unknown, when none or all would be deposited, or when the data cannot be read.
     """
+    if (mean is None) != (std is None):
+        raise UserError("--mean and --std belong together: give both, or neither for those of the training pixels")
+    if mean is not None and not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean)
+                                 and all(0 < s <= 1 for s in std)):
+        raise UserError(f"--mean {mean} --std {std}: each takes three numbers of [0, 1], and no deviation is 0")
     source = open_source(dataset, data_dir, download=download or DATASETS[dataset].fetched, image_size=image_size)
     names = source.class_names
     if listed is not None:
@@ -194,7 +204,8 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
     if val_fraction and not all(sum(held_out[c] for c in subset) for subset in (deposit, preserved)):
         raise UserError(f"--val_fraction {val_fraction} holds out no image of the deposit or of the preservation set: "
                         f"raise it, or leave it out")
-    mean, std = _pixel_statistics(source)
+    of_pixels = _pixel_statistics(source)  # which reads every training image, whether its figures are wanted or not
+    mean, std = of_pixels if mean is None else ([float(m) for m in mean], [float(s) for s in std])
     source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
     return Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
                      deposit_classes=deposit, preserved_classes=preserved, draw=draw, seed=seed,
@@ -202,16 +213,25 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
 
 
 def _listed_classes(listed, names):
-    entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
-    deposit = set()
+    """Class ids that text names: all of its entries are names (the longest that fit, which may hold commas), or all
+    are ids; of both kinds only where no name could be taken for an id."""
+    spelled = {normalize("NFC", name): c for c, name in enumerate(names)}
+    longest = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
+    entries = re.findall(rf"\s*({longest}|[^,]*?)\s*(?:,|$)", normalize("NFC", listed))
+    entries = [entry for entry in entries if entry]
+    ids = [entry for entry in entries if entry.isdecimal() and int(entry) < len(names)]
     for entry in entries:
-        # a name wins over an id: the digits are named "0" to "9"
-        if entry in names:
-            deposit.add(names.index(entry))
-        elif entry.isdecimal() and int(entry) < len(names):
-            deposit.add(int(entry))
-        else:
+        if entry not in spelled and entry not in ids:
             raise UserError(f"--deposit_classes: '{entry}' is no class; the classes are {', '.join(names)}")
+    if all(entry in spelled for entry in entries):  # names win: the digits are named "0" to "9"
+        deposit = {spelled[entry] for entry in entries}
+    elif len(ids) < len(entries) and any(name.isdecimal() for name in names):
+        raise UserError(f"--deposit_classes {listed}: some entries can only be names and others only ids, where names "
+                        f"are numbers too: give names only, or ids only (0 to {len(names) - 1})")
+    else:
+        deposit = {int(entry) if entry in ids else spelled[entry] for entry in entries}
+        if any(entry in spelled for entry in ids):
+            print(f"note: --deposit_classes {listed} are ids, since not all of them are names", flush=True)
     if not deposit:
         raise UserError("--deposit_classes is empty: name at least one class")
     if len(deposit) == len(names):
@@ -222,13 +242,20 @@ def _listed_classes(listed, names):
 def _pixel_statistics(source):
     """Mean and standard deviation per channel of all training pixels, in [0, 1]; a class at a time."""
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    first, varied = None, False
     for class_id in range(len(source.class_names)):
         images, _ = source.load("train", [class_id])
         for rows in torch.arange(len(images)).split(1000):
-            pixels = pixels_of(images, rows).double() / 255
+            pixels = pixels_of(images, rows)
+            first = pixels[0, :, 0, 0].view(3, 1, 1) if first is None else first
+            varied = varied or bool((pixels != first).any())
+            pixels = pixels.double() / 255
             total += pixels.sum((0, 2, 3))
             squares += pixels.square().sum((0, 2, 3))
             count += pixels[:, 0].numel()
+    if not varied:
+        raise UserError(f"all training images are of one colour, {tuple(first.flatten().tolist())} of 255, so that "
+                        f"nothing can be learned from them: look at the files")
     mean = total / count
     std = (squares / count - mean**2).clamp_min(1e-6).sqrt()
     return [round(m, 4) for m in mean.tolist()], [max(round(s, 4), 1e-3) for s in std.tolist()]

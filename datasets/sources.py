@@ -19,13 +19,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from datasets.cache import FOLDER, cached, list_hash, source_key
 from datasets.cub import open_cub
-from datasets.decode import decode, open_image, read_square
+from datasets.files import SPLITS, workspace
+from datasets.folder import IMAGE_EXTENSIONS, FolderSource  # noqa: F401
 from utils.errors import UserError
-
-SPLITS = ("train", "test")
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ArraySource:
@@ -55,62 +52,6 @@ class ArraySource:
         return images.contiguous(), labels
 
 
-class FolderSource:
-    """Images in root/train/<class>/ and root/test/<class>/, resized to a square when they are not one."""
-
-    layout = "folder"
-
-    def __init__(self, root, class_names=None, image_size=None):
-        self.root = root
-        self.class_names = self._class_folders() if class_names is None else class_names
-        self.image_size = self._first_image_size() if image_size is None else image_size
-
-    def _class_folders(self):
-        names = {}
-        for split in SPLITS:
-            folder = os.path.join(self.root, split)
-            if not os.path.isdir(folder):
-                raise UserError(f"{folder} does not exist: an image folder holds train/<class>/ and test/<class>/")
-            names[split] = sorted(entry.name for entry in os.scandir(folder)
-                                  if entry.is_dir() and not entry.name.startswith("."))
-        differing = sorted(set(names["train"]) ^ set(names["test"]))
-        if differing:
-            raise UserError(f"the class folders of train and test differ in {self.root}: "
-                            f"'{differing[0]}' is in one only; give both the same classes")
-        return names["train"]
-
-    def _files(self, split, class_id):
-        folder = os.path.join(self.root, split, self.class_names[class_id])
-        if not os.path.isdir(folder):
-            raise UserError(f"{folder} does not exist: --data_dir must be the image folder that was partitioned")
-        return sorted(entry.path for entry in os.scandir(folder)
-                      if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith("."))
-
-    def _first_image_size(self):
-        for class_id in range(len(self.class_names)):
-            for path in self._files("train", class_id)[:1]:
-                with open_image(path) as image:
-                    return min(*image.size, 224)
-        raise UserError(f"{self.root}/train holds no image ({', '.join(IMAGE_EXTENSIONS)})")
-
-    def samples(self, split, class_id):
-        files = self._files(split, class_id)
-        return len(files), list_hash(files)
-
-    def load(self, split, class_ids):
-        parts = [self._class_images(split, c) for c in class_ids]
-        labels = torch.cat([torch.full((len(part),), c) for c, part in zip(class_ids, parts)])
-        # channels second in shape, innermost in memory, as the files hold them
-        return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), labels
-
-    def _class_images(self, split, class_id):
-        """uint8 (n, s, s, 3), decoded once and then read from the cache."""
-        files, size, name = self._files(split, class_id), self.image_size, self.class_names[class_id]
-        values = cached(os.path.join(self.root, FOLDER, f"{split}-{name}-{size}"), source_key(files, size),
-                        lambda: decode(files, read_square, size, f"{split}/{name}"))
-        return values.reshape(len(files), size, size, 3)
-
-
 def _digits(data_dir, download, image_size):
     """scikit-learn's 1,797 handwritten digits (8x8, embedded); a fixed fifth of each class is the test set."""
     from sklearn.datasets import load_digits
@@ -130,15 +71,19 @@ def _cifar(factory):
         if os.path.isdir(os.path.join(data_dir, "train")):
             return FolderSource(data_dir, image_size=image_size)
         name = factory.__name__
-        splits = {}
-        for split in SPLITS:
+        try:
             try:
-                splits[split] = factory(data_dir, train=split == "train", download=download)
-            except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
-                cause = "no network, or a damaged archive" if download else "it is absent or damaged"
-                raise UserError(
-                    f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
-                    f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
+                splits = {split: factory(data_dir, train=split == "train") for split in SPLITS}
+            except Exception:
+                if not download:
+                    raise
+                with workspace(os.path.join(data_dir, f"{name}.part")):  # torchvision's download expects no other
+                    splits = {split: factory(data_dir, train=split == "train", download=True) for split in SPLITS}
+        except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
+            cause = "no network, or a damaged archive" if download else "it is absent or damaged"
+            raise UserError(
+                f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
+                f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
         arrays = {split: (s.data, np.asarray(s.targets)) for split, s in splits.items()}
         return ArraySource(arrays, list(splits["train"].classes), image_size or 32)
 
@@ -176,8 +121,9 @@ def open_source(dataset, data_dir, *, download=False, image_size=None):
     source = DATASETS[dataset].open(data_dir, download, image_size)
     expected = DATASETS[dataset].class_count
     if expected is not None and len(source.class_names) != expected:
-        raise UserError(f"{data_dir} holds {len(source.class_names)} classes, but {dataset} has {expected}: "
-                        f"use --dataset folder for other data")
+        raise UserError(f"{data_dir} holds {len(source.class_names)} classes, but {dataset} has {expected}: for "
+                        f"other data make a partition first: python partition_data.py --dataset folder --data_dir "
+                        f"{data_dir} --out <save_path>/partition.json")
     if len(source.class_names) < 2:
         raise UserError(f"{data_dir} holds {len(source.class_names)} classes: two are the least to partition")
     return source

@@ -11,32 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fail, run_shell, served
+from conftest import fail, run_shell
+from fixtures import make_cub, served
 from PIL import Image
 
-from analysis.memory import get_args_parser, make_photographs, measure, write_tables
+from analysis.benchmark.memory import get_args_parser, make_photographs, measure
 from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
 from datasets.decode import read_short_side
 from datasets.ragged import RATIO, SCALE, RaggedImages, _random_box
 from utils.errors import UserError
-
-
-def make_cub(root, ids, train=2, test=1, side=20, seed=0):
-    """CUB_200_2011/ below root, in the official layout; ids: class ids, which may have gaps."""
-    rng, folder = np.random.default_rng(seed), root / NAME
-    photographs = []
-    for c in ids:
-        name = f"{c:03}.Bird_{c}"
-        (folder / "images" / name).mkdir(parents=True)
-        for i in range(train + test):
-            size = (int(rng.integers(side, 2 * side)), int(rng.integers(side, 2 * side)), 3)
-            pixels = np.clip(rng.normal(40 + 37 * c % 170, 20, size), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
-            photographs.append((c, name, f"{i}.png", i < train))
-    write_tables(folder, photographs)
-    return folder
 
 
 @pytest.fixture
@@ -121,11 +106,11 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     with tarfile.open(data / ARCHIVE, "w:gz") as tar:
         tar.add(made, NAME)
     shutil.rmtree(made)
-    status, text, _ = run_shell("scripts/2_table1_cub200.sh", ARCH="resnet8", SPLIT_AT=3, EPOCHS=1, DEPOSIT_EPOCHS=1,
-                                IMAGE_SIZE=16, DATA_DIR=data, SAVE=save)
+    status, text, _ = run_shell("scripts/2_table1_cub200.sh", 0, ARCH="resnet8", EPOCHS=1, IMAGE_SIZE=16,
+                                DEPOSIT_FLAGS="--split_at 3 --epochs 1", DATA_DIR=data, SAVE=save)
     assert status == 0, text
-    table, save = (save / "table1.md").read_text(), save / "seed0"
-    assert "| 50.33 | 51.64 | 53.21 |" in table and "| 49.81 | - | 54.01 |" in table
+    table, save = (save / "paper" / "table1.md").read_text(), save / "paper" / "seed0"
+    assert "| paper: Deposit (T)" in table and "54.01" in table
     metrics = json.loads((save / "metrics.json").read_text())
     assert sum(metrics["recover"]["concat"]["counts"]["total"]) == 200
     partition = json.loads((save / "partition.json").read_text())

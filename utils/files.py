@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import tempfile
@@ -15,9 +16,14 @@ def write_atomically(path, write):
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
+    prefix = os.path.basename(path)[:60] + "."
     with postponed():
+        for left in glob.glob(os.path.join(glob.escape(folder), glob.escape(prefix) + "*.part")):
+            with contextlib.suppress(OSError):  # another process may have removed it
+                if time.time() - os.path.getmtime(left) > 3600:  # a killed process's
+                    os.unlink(left)
         # A name of its own: several processes may write the same file, and the last whole one is kept.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path)[:60] + ".", suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
         try:
             with open(handle, "wb") as file:
                 write(file)
