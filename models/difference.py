@@ -71,7 +71,7 @@ def encode(original, target, bits):
     """
     parts = []
     for name, tensor in _tensors(target):
-        rows = _rows(original[name].float().cpu() - tensor.float().cpu())
+        rows = _rows(original[name].to("cpu", torch.float32) - tensor.to("cpu", torch.float32))
         if not rows.isfinite().all():
             raise UserError(f"the weights '{name}' are not finite: train again with a lower --lr")
         width, largest = _levels(tensor, bits)
