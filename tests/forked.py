@@ -1,37 +1,42 @@
 """A script in a process of its own, to be killed, stopped or starved."""
 
-import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 import tempfile
 import time
 
-from utils.cli import run
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # A server that has loaded the libraries forks every process, so that a signal meets the script and not Python's start.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torchvision", "torch_pruning", "torch.utils.tensorboard", "sklearn.datasets",
                                "sklearn.model_selection"])
 
 
-def _run(script, flags, out, err, most_bytes):
+def _run(script, flags, out, err, most_bytes, environment, prepare):
+    os.environ.update(environment)
     for number, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
     if most_bytes is not None:  # a write beyond this many bytes of a file fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    module = importlib.import_module(script.removesuffix(".py"))
-    sys.argv = [script, *flags]
-    run(module.main, module.get_args_parser(), flags)
+    if prepare is not None:
+        prepare()
+    sys.argv = [os.path.join(ROOT, script), *flags]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Process:
-    def __init__(self, script, *flags, most_bytes=None):
+    """A script with its flags. most_bytes: of a file that it may write; environment: variables to set; prepare: a
+    function of a module, called before the script."""
+
+    def __init__(self, script, *flags, most_bytes=None, environment=None, prepare=None):
         self._files = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]
-        self._process = SERVER.Process(target=_run, args=(script, [str(flag) for flag in flags],
-                                                          *(file.name for file in self._files), most_bytes))
+        names = [file.name for file in self._files]
+        self._process = SERVER.Process(target=_run, args=(script, [str(flag) for flag in flags], *names, most_bytes,
+                                                          environment or {}, prepare))
         self.started = time.monotonic()
         self._process.start()
         self.pid = self._process.pid

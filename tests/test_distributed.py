@@ -1,54 +1,71 @@
-"""Several devices, as two processes on the CPU: torchrun gives what one process gives, or one reason why not."""
+"""Several devices, as two processes on the CPU: they give what one process gives, or one reason why not."""
 
+import functools
 import json
+import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, snapshot, succeed
+from conftest import ROOT, TINY, call, scratch_flags, snapshot, succeed
+from forked import Process
 
 from datasets import ImageSet, batches
 from datasets.ragged import RaggedImages
 from utils import distributed
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.files import read_log
 from utils.run import TrainingRun
 
-# 7 images a step are 4 and 3, or 3 and 3, on two ranks; 3 are 2 and 1
-ORIGINAL = ["--arch", "resnet8", *TINY, "--epochs", "3", "--batch_size", "7", "--clip_norm", "1"]
-DEPOSIT = [*TINY, "--epochs", "3", "--batch_size", "3", "--lambda_re", "0.1"]
+# Steps of 14 images are 7 on each of two ranks, and leave 6 of the 48 out; of D_r, with 12, they are 4 of 2 and 2.
+ORIGINAL = ["--epochs", "3", "--batch_size", "14", "--clip_norm", "1"]
+DEPOSIT = [*TINY, "--split_at", "2", "--epochs", "3", "--batch_size", "4"]
+
+
+def compute_in_float64(killed_in=None):
+    """In float32 two orders of the same sum drift apart within an epoch, as far as a mean that is wrong would. Rank 1 is
+    killed at the end of epoch `killed_in`, counted from 1."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    end_epoch = TrainingRun.end_epoch
+
+    def end_or_die(self, epoch, figures):
+        if epoch + 1 == killed_in and distributed.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        end_epoch(self, epoch, figures)
+
+    TrainingRun.end_epoch = end_or_die
 
 
 @pytest.fixture
 def float64(monkeypatch):
-    """In float32 two orders of the same sum drift apart within an epoch, as far as a mean that is wrong would."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-def on_two_ranks(*command):
-    """torchrun of a command on two processes; returns the finished launcher."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           *map(str, command)], capture_output=True, text=True, timeout=240, check=False)
-
-
-def in_float64(script, *flags, killed_in=0):
-    return on_two_ranks(ROOT / "tests" / "in_float64.py", killed_in, ROOT / script, *flags)
-
-
-def errors(done):
-    """What our scripts, not the launcher, say on stderr."""
-    return [line for line in done.stderr.splitlines() if ".py: error: " in line]
+def on_two_ranks(script, *flags, killed_in=None):
+    """A script on two ranks in float64, with the environment that torchrun makes; [(status, stdout, stderr lines)]."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    processes = [Process(script, *flags, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                         prepare=functools.partial(compute_in_float64, killed_in)) for rank in range(2)]
+    return [process.end() for process in processes]
 
 
 def log_of(folder, stage):
     """(numbers of ranks in the heads of a log, its epochs without their times)."""
-    records = [json.loads(line) for line in (folder / f"{stage}_log.jsonl").read_text().splitlines()]
+    records = read_log(folder / f"{stage}_log.jsonl")
     return ([record["ranks"] for record in records if "command" in record],
             [{k: v for k, v in record.items() if k != "seconds"} for record in records if "epoch" in record])
 
@@ -67,31 +84,55 @@ def assert_same_run(one, two, stage, files, ranks):
         assert b == pytest.approx(a, rel=1e-9)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("ragged", [True, False])
-def test_the_parts_of_a_batch_are_the_batch(monkeypatch, training, ragged):
+def image_set(ragged=False):
     pixels = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
     if ragged:
         pixels = RaggedImages(list(pixels.permute(0, 2, 3, 1).numpy()), 8)
-    images = ImageSet(pixels, torch.arange(11), [0.5] * 3, [0.2] * 3, flip=True)
+    return ImageSet(pixels, torch.arange(11), [0.5] * 3, [0.2] * 3, flip=True)
 
-    def on(rank, ranks):
-        monkeypatch.setattr(distributed, "rank", rank)
-        monkeypatch.setattr(distributed, "ranks", ranks)
-        generator = torch.Generator().manual_seed(0) if training else None
-        return list(batches(images, 4, "cpu", generator=generator, mine=distributed.mine))
 
-    for (x, y), *parts in zip(on(0, 1), *(on(rank, 3) for rank in range(3))):
+def batches_on(monkeypatch, rank, ranks, images, size, training=True):
+    monkeypatch.setattr(distributed, "rank", rank)
+    monkeypatch.setattr(distributed, "ranks", ranks)
+    return list(batches(images, size, "cpu", generator=torch.Generator().manual_seed(0) if training else None))
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+def test_the_ranks_share_every_batch_evenly_and_drop_what_is_left_over(monkeypatch, ragged):
+    images = image_set(ragged)
+    whole = batches_on(monkeypatch, 0, 1, images, 4)
+    shares = [batches_on(monkeypatch, rank, 2, images, 4) for rank in range(2)]
+    assert [len(y) for _, y in whole] == [4, 4] and len(whole) == len(shares[0]) == len(shares[1])
+    for (x, y), *parts in zip(whole, *shares):
+        assert all(len(part) == 2 for _, part in parts)
         assert torch.equal(x, torch.cat([part for part, _ in parts]))
-        assert all(torch.equal(y, labels) for _, labels in parts)
-        assert sum(distributed.weight(part, y) for part, _ in parts) == pytest.approx(3)
+        assert torch.equal(y, torch.cat([part for _, part in parts]))
+    seen = [torch.cat([y for _, y in batches_on(monkeypatch, rank, 2, images, 4, training=False)]) for rank in (0, 1)]
+    assert all(y.tolist() == list(range(11)) for y in seen)  # evaluation: all of them, on any rank
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
+    for size in (4, 100):  # the latter is cut to the 11 images that there are
+        with pytest.raises(UserError, match="cannot be shared evenly by 3 devices: make --batch_size a multiple"):
+            batches_on(monkeypatch, 0, 3, image_set(), size)
+
+
+def test_torchrun_ends_all_ranks_with_one_line(chain, tmp_path):
+    shutil.copy(chain[0] / "partition.json", tmp_path)
+    before = snapshot(tmp_path)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           *map(str, [ROOT / "train_scratch.py", *scratch_flags(chain, tmp_path, "--batch_size", "7")])],
+                          capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    line, = (line for line in done.stderr.splitlines() if ".py: error: " in line)
+    assert "make --batch_size a multiple" in line
+    assert {k: v for k, v in snapshot(tmp_path).items() if k in before} == before
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_one_process_is_resumed_by_two(chain, tmp_path, monkeypatch, float64):
-    save, data = chain
-    flags = ["--data_dir", data, "--partition", save / "partition.json", *ORIGINAL]
     one, two = tmp_path / "one", tmp_path / "two"
-    succeed("train_scratch.py", "--save_path", one, *flags)
+    succeed("train_scratch.py", *scratch_flags(chain, one, *ORIGINAL))
     with monkeypatch.context() as patch:
         end_epoch = TrainingRun.end_epoch
 
@@ -100,51 +141,34 @@ def test_one_process_is_resumed_by_two(chain, tmp_path, monkeypatch, float64):
             raise KeyboardInterrupt(signal.SIGTERM)
 
         patch.setattr(TrainingRun, "end_epoch", stop)
-        assert call("train_scratch.py", "--save_path", two, *flags)[0] == 143
-    done = in_float64("train_scratch.py", "--save_path", two, *flags)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()  # of rank 0 alone
-    assert lines[0].startswith("resuming original after epoch 1") and len(lines) == 4
+        assert call("train_scratch.py", *scratch_flags(chain, two, *ORIGINAL))[0] == 143
+    (status, out, err), (other, nothing, _) = on_two_ranks("train_scratch.py", *scratch_flags(chain, two, *ORIGINAL))
+    assert status == other == 0, err
+    assert out.startswith("resuming original after epoch 1") and len(out.splitlines()) == 4 and not nothing
     assert_same_run(one, two, "original", ["original"], ranks=[1, 2])
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
     assert metrics[0] == metrics[1] and sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
 
 
 def test_two_processes_one_of_them_killed_are_resumed_by_one(chain, tmp_path, float64):
-    save, data = chain
-    succeed("train_scratch.py", "--save_path", tmp_path, "--data_dir", data, "--partition", save / "partition.json",
-            *ORIGINAL, "--epochs", "1")
-    flags = ["--data_dir", data, "--original", tmp_path / "original.pt", *DEPOSIT]
+    succeed("train_scratch.py", *scratch_flags(chain, tmp_path, *ORIGINAL, "--epochs", "1"))
+    flags = ["--data_dir", chain[1], "--original", tmp_path / "original.pt", *DEPOSIT]
     one, two = tmp_path / "one", tmp_path / "two"
     succeed("train_deposit.py", "--save_path", one, *flags)
-    done = in_float64("train_deposit.py", "--save_path", two, *flags, killed_in=2)
-    assert done.returncode == 1 and "SIGKILL" in done.stderr and len(errors(done)) == 1, done.stderr
-    assert "same command again" in errors(done)[0] and not (two / "deposit.pt").exists()
+    (status, _, err), (killed, _, _) = on_two_ranks("train_deposit.py", "--save_path", two, *flags, killed_in=2)
+    assert status == 1 and killed == -signal.SIGKILL
+    assert len([line for line in err if ".py: error: " in line]) == 1 and "same command again" in err[-1]
+    assert not (two / "deposit.pt").exists()
     assert "resuming" in succeed("train_deposit.py", "--save_path", two, *flags)
     assert_same_run(one, two, "deposit", ["target", "deposit"], ranks=[2, 1])
 
 
-def test_what_one_rank_cannot_do_ends_all_with_its_reason(chain, tmp_path):
-    save, data = chain
-    shutil.copy(save / "partition.json", tmp_path)
-    before = snapshot(tmp_path)
-    done = on_two_ranks(ROOT / "train_scratch.py", "--save_path", tmp_path, "--data_dir", data, *ORIGINAL,
-                        "--batch_size", "1")
-    assert done.returncode == 1
-    line, = errors(done)
-    assert "raise --batch_size" in line
-    assert {k: v for k, v in snapshot(tmp_path).items() if k in before} == before
-    assert not (tmp_path / "original_state.pt").exists()
-
-
 @pytest.mark.parametrize("script,flags,what", [
-    ("withdraw.py", [], "it"), ("partition_data.py", [], "it"), ("analysis/transfer.py", [], "it"),
-    ("train_scratch.py", ["--compile"], "--compile"), ("train_deposit.py", ["--compile"], "--compile"),
-    ("train_deposit.py", ["--unlike", "mixed"], "--unlike")])
+    ("withdraw.py", [], "it"), ("partition_data.py", [], "it"), ("analysis/train_student.py", [], "it"),
+    ("train_scratch.py", ["--compile"], "--compile"), ("train_deposit.py", ["--compile"], "--compile")])
 def test_what_needs_one_device_says_so(monkeypatch, capsys, script, flags, what):
     monkeypatch.setattr(distributed, "ranks", 2)
     monkeypatch.setattr(sys, "argv", [script, *flags])
-    monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stopped.value.code == 1 and f"error: {what} runs on one device" in capsys.readouterr().err

@@ -69,8 +69,8 @@ def test_faults_change_no_result(tmp_path):
 
 
 def test_mutated_files_are_refused_or_read_as_they_were_written(tmp_path):
-    verdicts = list(mutations.campaign(tmp_path, cases=300, seed=1))
-    assert len(verdicts) == 300 and {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}
+    verdicts = list(mutations.campaign(tmp_path, cases=250, seed=1))
+    assert len(verdicts) == 250 and {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}
     assert [v for v in verdicts if v[2] == "wrong"] == []
 
 
@@ -456,7 +456,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_a_full_disk_is_told_in_one_line(chain, tmp_path, monkeypatch):
     """Under a checkpoint; and under TensorBoard, whose thread would print a traceback of its own."""
     status, _, err = Process("train_deposit.py", *deposit_flags(chain, tmp_path), most_bytes=20_000).end()
-    assert status == 1 and len(err) == 1 and "could not be written: free some space" in err[0]
+    assert status == 1 and len(err) == 1 and "deposit_state.pt" in err[0]
     printed = []
     monkeypatch.setattr(threading, "excepthook", printed.append)
 
