@@ -2,23 +2,20 @@
 classes, and put aside what it forgets: as the paper's deposit module T_r, and as the difference of the weights. No
 image of the preservation set is trained on."""
 
-import copy
 import dataclasses
-import glob
 import os
-from typing import NamedTuple
 
 import torch
 
 from datasets import batches, evaluation_batches, load_if_there, load_images, read_partition
 from datasets.batches import steps_per_epoch
-from models.architectures import split_network
-from models.checkpoints import away_of, counts_of, describe, give_back, network_of, read
+from models.bank import open_original
+from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS, spread_on
 from models.pruning import cost
 from utils import distributed
-from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
+from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, read_metrics, record_network, table1
@@ -113,42 +110,13 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     return meter.means()
 
 
-class Original(NamedTuple):
-    """T0 as the deposit starts from it, and the deposits that are away already: an empty bank at first."""
-
-    network: torch.nn.Sequential
-    arch: str
-    counts: dict  # of T0: {split: {"correct", "total"}}
-    identity: str  # checksum of the file that train_scratch.py wrote, and the cut of the deposits that belong together
-    lower: dict | None  # lower_T of the earlier deposits, as state_dict
-    away: dict  # {id: classes} of these
-
-
 def read_original(args):
-    """(Original, Partition) that the flags name, checked before anything is written."""
+    """(Original, Partition of the deposit) that the flags name, checked before anything is written."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
-    content, partition = read(original_path, ("original", "target"))
-    network, lower, away = network_of(content, partition, original_path), None, {}
-    part, _ = split_network(network, args.split_at)  # an impossible cut is told before the data are read
-    counts, identity = counts_of(content, original_path), f"{content['checksum']}/{args.split_at}"
-    if content["kind"] == "target":
-        identity, away = content["original"], away_of(content, partition, original_path)
-        if content.get("split_at") != args.split_at:
-            raise UserError(f"{original_path} is cut after block {content.get('split_at')}: deposits of one bank share "
-                            f"--split_at")
-        lower = copy.deepcopy(part.state_dict())
-        left = dict(away)
-        for path in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(original_path)), "..", "*",
-                                                  "difference.pt"))):
-            if load_checkpoint(path, "difference").get("id") in left:
-                give_back(path, original_path, content, left, part)
-        if left:
-            names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
-            raise UserError(f"the difference.pt of {names} is in no folder beside that of {original_path}: put it "
-                            f"there, so that T0 can be rebuilt")
+    original, partition = open_original(original_path, args.split_at)
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
-    taken = sorted({c for classes in away.values() for c in classes} & set(partition.deposit_classes))
+    taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))
     if taken:
         raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "
                         f"classes")
@@ -156,14 +124,9 @@ def read_original(args):
     if args.images_per_class is not None and args.images_per_class > fewest:
         raise UserError(f"--images_per_class {args.images_per_class}: a deposit class has {fewest} training images, "
                         f"no more")
-    for split in counts:
-        read_metrics(metrics_path(args.save_path, split), partition.with_deposit(taken_by(away, partition)))
-    return Original(network, content["arch"], counts, identity, lower, away), partition
-
-
-def taken_by(away, partition):
-    """The classes that are away once the partition's are."""
-    return sorted({c for classes in away.values() for c in classes} | set(partition.deposit_classes))
+    for split in original.counts:
+        read_metrics(metrics_path(args.save_path, split), original.with_gone(partition))
+    return original, partition
 
 
 def save_deposit(args, lirf, original, partition, settings, images, runtime):
@@ -179,7 +142,7 @@ def save_deposit(args, lirf, original, partition, settings, images, runtime):
     scale = spread_on(lirf, images, runtime)
     lower = shifted(original.lower or lower_0, difference, -1)
     name = checksum({"tensors": {"difference": data}})[:16]
-    whole = partition.with_deposit(taken_by(original.away, partition))
+    whole = original.with_gone(partition)
     target = save_checkpoint(out("target"), "target", {**lower, **lirf.upper.state_dict()}, split_at=args.split_at,
                              **describe(original.arch, whole.classes("all"), whole), settings=settings,
                              counts=original.counts, original=original.identity,
@@ -205,8 +168,7 @@ def main(args):
                            away=sorted(original.away))
     beside = [os.path.join(args.save_path, name) for name in ("target.pt", "difference.pt")]
     if already_done(os.path.join(args.save_path, "deposit.pt"), "deposit", "deposit", settings, beside) is not None:
-        whole = partition.with_deposit(taken_by(original.away, partition))
-        record_network(args.save_path, whole, "original", original.counts)
+        record_network(args.save_path, original.with_gone(partition), "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
     logged = partition.logged_split

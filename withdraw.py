@@ -9,7 +9,8 @@ import torch
 
 from datasets import evaluation_batches, load_if_there, load_images
 from models.architectures import join_network
-from models.checkpoints import away_of, counts_of, cut, describe, give_back, read, read_deposit
+from models.bank import away_of, give_back
+from models.checkpoints import counts_of, cut, describe, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run

@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import join_network, split_network
-from models.checkpoints import load_network, read, read_difference
+from models.bank import read_difference
+from models.checkpoints import load_network, read
 from models.difference import shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError

@@ -5,6 +5,7 @@
     losses         one function per equation
     pruning        the deposit module T_r: a pruned copy of the original's lower part
     difference     what T has lost as a rounded difference of weights
+    bank           deposits that are away from T, and T0 rebuilt
     recover        merge rules and the recover network T~
     checkpoints    networks from and to checkpoint files
     weights        networks that others trained

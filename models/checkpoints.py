@@ -2,7 +2,6 @@
 
 from datasets.partition import Partition
 from models.architectures import ARCHITECTURES, build_network, split_network
-from models.difference import BITS, decode, shifted
 from models.pruning import shape_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -42,7 +41,7 @@ def network_of(content, partition, path):
 
 def cut(content, partition, path):
     """(lower part, upper part) of the network in a target checkpoint, in eval mode."""
-    return split_network(network_of(content, partition, path), _number(content, "split_at", path))
+    return split_network(network_of(content, partition, path), number_of(content, "split_at", path))
 
 
 def counts_of(content, path):
@@ -67,48 +66,10 @@ def read_deposit(path, target_path, content, partition):
     if deposit.get("target") != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
                         f"deposit")
-    return _deposit_module(deposit["tensors"], content, partition, path), _number(deposit, "scale", path, float)
+    return _deposit_module(deposit["tensors"], content, partition, path), number_of(deposit, "scale", path, float)
 
 
-def away_of(content, partition, path):
-    """{id of a deposit: its classes} of the deposits that are away from a target network."""
-    away = content.get("away")
-    try:
-        classes = [c for of_deposit in away.values() for c in of_deposit]
-        if sorted(classes) != partition.deposit_classes:
-            raise ValueError
-    except (AttributeError, TypeError, ValueError):
-        raise damaged(path, "its list of deposits does not fit its partition") from None
-    return away
-
-
-def read_difference(path, target_path, content, away, lower):
-    """(id of the deposit, {name: D}) of difference.pt.
-
-    content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
-    lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
-    """
-    difference = load_checkpoint(path, "difference")
-    bits, data, name = difference.get("bits"), difference["tensors"].get("difference"), difference.get("id")
-    if difference.get("original") != content.get("original") or name not in away:
-        raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
-                        f"this network")
-    try:
-        if bits not in BITS or len(difference["tensors"]) != 1:
-            raise ValueError("its bits or its tensors are not those of a difference")
-        return name, decode(data, lower.state_dict(), bits)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise damaged(path, str(error)) from None
-
-
-def give_back(path, target_path, content, away, lower):
-    """Add the difference in a file to `lower`, in place, and take its deposit off `away`; see read_difference."""
-    name, difference = read_difference(path, target_path, content, away, lower)
-    lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
-    del away[name]
-
-
-def _number(content, name, path, kind=int):
+def number_of(content, name, path, kind=int):
     value = content.get(name)
     if type(value) is not kind or not 0 < value < 1e6:
         raise damaged(path, f"its entry '{name}' is missing or out of range")
@@ -118,7 +79,7 @@ def _number(content, name, path, kind=int):
 def _deposit_module(tensors, content, partition, path):
     """T_r, whose pruned widths are those of its tensors, in eval mode."""
     full = build_network(content["arch"], partition.num_classes, partition.image_size)
-    lower, _ = split_network(full, _number(content, "split_at", path))
+    lower, _ = split_network(full, number_of(content, "split_at", path))
     load_into(shape_like(lower, tensors, path), tensors, path)
     return lower.eval()
 
@@ -143,6 +104,6 @@ def load_network(path):
     lower, upper = split_network(build_network(content["arch"], partition.num_classes, partition.image_size),
                                  content["split_at"])
     network = RecoverNetwork(lower, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge,
-                             _number(content, "scale", path, float))
+                             number_of(content, "scale", path, float))
     load_into(network, content["tensors"], path)
     return network.eval(), partition

@@ -1,0 +1,96 @@
+"""The bank: deposits that are away from a target network, each a difference that can be given back in any order.
+
+Every deposit starts from T0. Who keeps T0 no longer rebuilds it from the target network and the bank: T0 is that
+network with all differences added.
+"""
+
+import copy
+import glob
+import os
+from typing import NamedTuple
+
+from torch import nn
+
+from models.architectures import split_network
+from models.checkpoints import counts_of, damaged, network_of, read
+from models.difference import BITS, decode, shifted
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+
+
+class Original(NamedTuple):
+    """T0 as a deposit starts from it, and the deposits that are away already."""
+
+    network: nn.Sequential
+    arch: str
+    counts: dict  # of T0: {split: {"correct", "total"}}
+    identity: str  # equal for deposits that belong together: checksum of T0's file, and the cut
+    lower: dict | None  # state_dict of lower_T of the earlier deposits, if there are any
+    away: dict  # {id: classes} of these
+
+    def with_gone(self, partition):
+        """The partition whose deposit classes are all that are away once `partition`'s are."""
+        earlier = {c for classes in self.away.values() for c in classes}
+        return partition.with_deposit(sorted(earlier | set(partition.deposit_classes)))
+
+
+def open_original(path, split_at):
+    """(Original, its Partition) of original.pt; or of target.pt, with the differences of its deposits, which lie in
+    folders beside its own. Raises UserError when one of them is missing, or the cut is impossible or another."""
+    content, partition = read(path, ("original", "target"))
+    network, lower, away = network_of(content, partition, path), None, {}
+    part, _ = split_network(network, split_at)
+    identity = f"{content['checksum']}/{split_at}"
+    if content["kind"] == "target":
+        identity, away = content["original"], away_of(content, partition, path)
+        if content.get("split_at") != split_at:
+            raise UserError(f"{path} is cut after block {content.get('split_at')}: deposits of one bank share "
+                            f"--split_at")
+        lower, left = copy.deepcopy(part.state_dict()), dict(away)
+        beside = os.path.join(glob.escape(os.path.dirname(os.path.abspath(path))), "..", "*", "difference.pt")
+        for difference in sorted(glob.glob(beside)):
+            if load_checkpoint(difference, "difference").get("id") in left:
+                give_back(difference, path, content, left, part)
+        if left:
+            names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
+            raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
+                            f"that T0 can be rebuilt")
+    return Original(network, content["arch"], counts_of(content, path), identity, lower, away), partition
+
+
+def away_of(content, partition, path):
+    """{id of a deposit: its classes} of the deposits that are away from a target network."""
+    away = content.get("away")
+    try:
+        classes = [c for of_deposit in away.values() for c in of_deposit]
+        if sorted(classes) != partition.deposit_classes:
+            raise ValueError
+    except (AttributeError, TypeError, ValueError):
+        raise damaged(path, "its list of deposits does not fit its partition") from None
+    return away
+
+
+def read_difference(path, target_path, content, away, lower):
+    """(id of the deposit, {name: D}) of difference.pt.
+
+    content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
+    lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
+    """
+    difference = load_checkpoint(path, "difference")
+    bits, data, name = difference.get("bits"), difference["tensors"].get("difference"), difference.get("id")
+    if difference.get("original") != content.get("original") or name not in away:
+        raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
+                        f"this network")
+    try:
+        if bits not in BITS or len(difference["tensors"]) != 1:
+            raise ValueError("its bits or its tensors are not those of a difference")
+        return name, decode(data, lower.state_dict(), bits)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise damaged(path, str(error)) from None
+
+
+def give_back(path, target_path, content, away, lower):
+    """Add the difference in a file to `lower`, in place, and take its deposit off `away`; see read_difference."""
+    name, difference = read_difference(path, target_path, content, away, lower)
+    lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
+    del away[name]
