@@ -85,9 +85,18 @@ def run_shell(script, *arguments, flags=None, **variables):
     Returns (exit status, text on stdout and stderr, the commands as lists of words).
     """
     # An environment is active, whose packages the stand-in vouches for; an empty word ends a command.
-    stand_in = """python() { [ "$1" = - ] || printf '%s\\n' "$@" "" >&3; }; export -f python; exec bash "$@" 3>&2 2>&1"""
+    stand_in = """python() {
+        case $1 in
+            -) ;;
+            -c) "$PYTHON" "$@" ;;
+            *) printf '%s\\n' "$@" "" >&3 ;;
+        esac
+    }
+    export -f python
+    exec bash "$@" 3>&2 2>&1"""
+    variables = {"VIRTUAL_ENV": "active", "PYTHON": sys.executable, **variables}
     done = subprocess.run(["bash", "-c", stand_in, "bash", str(ROOT / script), *map(str, arguments)],
-                          env={**os.environ, "VIRTUAL_ENV": "active", **{k: str(v) for k, v in variables.items()}},
+                          env={**os.environ, **{name: str(value) for name, value in variables.items()}},
                           capture_output=True, text=True, timeout=60, check=False)
     commands = [command.split("\n") for command in done.stderr.split("\n\n")[:-1]]
     text = done.stdout

@@ -1,15 +1,14 @@
 """A script in a process of its own, to be killed, stopped or starved."""
 
-import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 import tempfile
 import time
 
-from utils.cli import run
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # A server that has loaded the libraries forks every process, so that a signal meets the script and not Python's start.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torchvision", "torch_pruning", "torch.utils.tensorboard", "sklearn.datasets",
@@ -25,14 +24,13 @@ def _run(script, flags, out, err, most_bytes, environment, prepare):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     if prepare is not None:
         prepare()
-    module = importlib.import_module(script.removesuffix(".py"))
-    sys.argv = [script, *flags]
-    run(module.main, module.get_args_parser(), flags)
+    sys.argv = [os.path.join(ROOT, script), *flags]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Process:
     """A script with its flags. most_bytes: of a file that it may write; environment: variables to set; prepare: a
-    function of a module, called before the script is imported."""
+    function of a module, called before the script."""
 
     def __init__(self, script, *flags, most_bytes=None, environment=None, prepare=None):
         self._files = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]

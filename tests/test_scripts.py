@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
-import numpy as np
 import pytest
-from conftest import make_folder, run_shell, succeed
+from conftest import ROOT, fail, make_folder, run_shell, succeed
 
-from analysis import plain
-from analysis.ablation import AXES, ablation_columns, run_patterns
-from analysis.report import optimisation_columns
-from datasets import load_images, read_partition
+from analysis.ablation import AXES, axis_rows, found_axes
+from datasets import evaluation_batches, load_images
+from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
+from utils.metrics import count_correct
 
-TINY = {"ARCH": "resnet8", "EPOCHS": 1, "DEPOSIT_EPOCHS": 1}
+TINY = {"ARCH": "resnet8", "EPOCHS": 1, "ORIGINAL_FLAGS": "--batch_size 16", "VAL_FRACTION": 0.25,
+        "DEPOSIT_FLAGS": "--epochs 1 --batch_size 16"}
 
 
 @pytest.fixture(scope="module")
@@ -35,132 +38,163 @@ def test_the_quickstart_on_small_images_with_an_epoch_a_stage(tmp_path):
     assert "H Mean" in text and (tmp_path / "accuracies.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_table1_of_two_seeds_with_all_its_networks(images, tmp_path):
-    status, text, commands = run_shell("scripts/1_table1_cifar10.sh", 3, 4, **TINY, DATA_DIR=images, SAVE=tmp_path,
-                                       VAL_FRACTION=0.25, INDEPENDENT=1)
+def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths are the caller's
+    shutil.copytree(images, tmp_path / "data")
+    status, text, commands = run_shell("scripts/1_table1_cifar10.sh", 3, 4, **TINY, VARIANTS="paper authors",
+                                       INDEPENDENT=1)
     assert status == 0, text
-    table = (tmp_path / "table1.md").read_text()
-    assert table.startswith("| | Independent | Original |") and "±" in table
-    for seed in (3, 4):
-        names = {path.name for path in (tmp_path / f"seed{seed}").iterdir()}
+    save = tmp_path / "checkpoints" / "table1_cifar10_resnet8"
+    table = (save / "paper" / "table1.md").read_text()
+    assert "| Deposit (T)" in table and "paper: Withdrawal" in table and "±" in table
+    for variant, ratio in (("paper", 0.51), ("authors", 0)):
+        for seed in (3, 4):
+            chosen = settings(save / variant / f"seed{seed}")
+            assert chosen["seed"] == seed and chosen["prune_ratio"] == ratio
+        names = {path.name for path in (save / variant / "seed3").iterdir()}
         assert {"independent_deposit.pt", "independent_preservation.pt", "metrics.json", "metrics_val.json"} <= names
-        assert settings(tmp_path / f"seed{seed}")["seed"] == seed
+    assert sum(command[0].endswith("train_scratch.py") and "--subset" not in command for command in commands) == 1
+    status, text, commands = run_shell("scripts/1_table1_cifar10.sh", VARIANTS="paper theirs")
+    assert status == 1 and "'theirs' is none of" in text and commands == []
 
 
 def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
-    flags = {**TINY, "STUDENTS": "cnn", "STUDENT_EPOCHS": 1, "LAMBDA_AT": "0 50", "VAL_FRACTION": 0.25,
-             "DATA_DIR": images, "SAVE": tmp_path}
+    flags = {**TINY, "STUDENTS": "cnn", "STUDENT_EPOCHS": 1, "LAMBDA_AT": "0 50", "DATA_DIR": images, "SAVE": tmp_path}
     status, text, commands = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
     assert status == 0, text
     table = (tmp_path / "table3.md").read_text()
-    assert table.startswith("| student, distillation | T0 | T without L_at | T with L_at (50) | paper: T0 |")
-    assert "| 85.70 |" in table and len(table.splitlines()) == 2 + 3 * 2 and (tmp_path / "table3_val.md").is_file()
-    teachers = {"original": tmp_path / "original" / "seed0" / "original.pt",
+    ours, paper = table.split("\n\n")
+    columns = [column.strip() for column in ours.splitlines()[0].strip("|").split("|")]
+    assert columns == ["student, distillation", "T0", "T without L_at", "T with L_at (50)", "R"]
+    assert len(ours.splitlines()) == 2 + 3 * 2 and "85.70" in paper
+    teachers = {"original": tmp_path / "original" / "original.pt",
+                "retrained": tmp_path / "retrained" / "seed0" / "retrained.pt",
                 **{f"lambda_at_{n}": tmp_path / f"lambda_at_{n}" / "seed0" / "target.pt" for n in (0, 50)}}
     assert [settings(tmp_path / name / "seed0")["lambda_at"] for name in ("lambda_at_0", "lambda_at_50")] == [0, 50]
     for teacher, path in teachers.items():
-        content = load_checkpoint(str(path), ("original", "target"))
+        content = load_checkpoint(str(path), ("original", "target", "retrained"))
         for distillation in ("logits", "attention"):
             student = settings(tmp_path / f"cnn_{distillation}" / teacher / "seed0", "student")
             assert student["teacher"] == content["checksum"] and student["distillation"] == distillation
     (tmp_path / "table3.md").unlink()  # again: nothing is trained, the table is written anew
-    status, text, again = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
-    assert status == 0 and text.count("nothing to do") == 1 + 2 + 7, text
-    assert (tmp_path / "table3.md").read_text() == table and again == commands
+    status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
+    assert status == 0 and text.count("nothing to do") == 2 + 2 + 9, text
+    assert (tmp_path / "table3.md").read_text() == table
     # what is done is not taken for what other variables ask for
-    status, text, other = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
-    assert status == 1 and "holds another partition" in text and len(other) == 1, text
+    status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
+    assert status == 1 and "holds another partition" in text and "nothing to do" not in text, text
 
 
 def test_ablation_of_the_number_of_classes(images, tmp_path):
     runs, records = tmp_path / "runs", tmp_path / "records"
-    status, text, commands = run_shell("scripts/5_ablation.sh", 0, **TINY, DATA_DIR=images, SAVE=runs,
-                                       VAL_FRACTION=0.25, AXES="classes")
+    status, text, commands = run_shell("scripts/5_ablation.sh", 0, **TINY, DATA_DIR=images, SAVE=runs, AXES="classes")
     assert status == 0, text
     for share in (1, 2, 4, 5):
-        run = runs / "classes" / f"{share}0" / "seed0"
+        run = runs / "classes" / str(share) / "seed0"
         assert len(json.loads((run / "partition.json").read_text())["deposit_classes"]) == share
         assert json.loads((run / "metrics_val.json").read_text())["recover"]
     rows = (runs / "ablation.md").read_text().splitlines()
-    assert [row.split(" |")[0] for row in rows[2:]] == ["| 10", "| 20", "| 30", "| 40", "| 50"]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [f"deposit classes of 10: {n}" for n in range(1, 6)]
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
-    assert (runs / "classes.pdf").read_bytes().startswith(b"%PDF")
-    assert sum(command[0] == "train_scratch.py" for command in commands) == 1  # one original for all
+    assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
     # the same table from what is kept of the runs
     assert run_shell("scripts/collect.sh", runs, records)[0] == 0
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
-    succeed("analysis/ablation.py", "--runs", records, "--out", records)
+    succeed("analysis/ablation.py", "--runs", records, "--eval_split", "val")
     assert (records / "ablation.md").read_text().splitlines() == rows
 
 
-def test_ablation_refuses_an_unknown_axis_before_it_trains(tmp_path):
-    status, text, commands = run_shell("scripts/5_ablation.sh", SAVE=tmp_path, AXES="split colour")
+def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_training(tmp_path):
+    status, text, commands = run_shell("scripts/5_ablation.sh", SAVE=tmp_path, AXES=" ".join([*AXES, "colour"]))
     assert status == 1 and "'colour' is no axis" in text and commands == []
-
-
-def test_two_studies_share_their_originals(images, tmp_path):
-    flags = {**TINY, "DATA_DIR": images, "ORIGINALS": tmp_path / "shared", "VAL_FRACTION": 0.25}
-    status, text, _ = run_shell("scripts/6_withdrawal.sh", 0, **flags, SAVE=tmp_path / "study")
-    assert status == 0, text
-    assert {run.parent.name for run in tmp_path.glob("study/*/seed0")} == {"paper", "features_5", "default", "frozen",
-                                                                           "mixed"}
-    assert settings(tmp_path / "study" / "paper" / "seed0")["lambda_re"] == 0.1
-    status, text, _ = run_shell("scripts/5_ablation.sh", 0, 1, **flags, SAVE=tmp_path / "ablation", AXES="split")
-    assert status == 0 and text.count("original.pt is there already") == 1, text
-    assert {run.name for run in (tmp_path / "ablation" / "split").iterdir()} == {"1", "3"}
-    assert (tmp_path / "ablation" / "ablation.md").read_text().count("±") == 3 * 4
-
-
-def test_speed_beside_a_plain_training(images, tmp_path):
-    flags = {**TINY, "DATA_DIR": images, "SAVE": tmp_path, "VARIANTS": "plain fp32"}
-    status, text, commands = run_shell("scripts/9_optimisations.sh", 0, **flags)
-    assert status == 0, text
-    columns = optimisation_columns([str(path) for path in tmp_path.glob("*/seed0/metrics.json")])
-    assert all(columns[figure]["fp32"] for figure in columns) and columns["T0: Avg"]["plain"]
-    assert columns["T: Pre"]["plain"] is None and columns["T: Pre - fp32"]["fp32"]["mean"] == 0
-    assert columns["T0: Avg - fp32"]["plain"]["mean"] == pytest.approx(
-        columns["T0: Avg"]["plain"]["mean"] - columns["T0: Avg"]["fp32"]["mean"], abs=1e-3)
-    status, text, again = run_shell("scripts/9_optimisations.sh", 0, **flags)
-    assert status == 0 and text.count("nothing to do") == 3 and again == commands
-    status, text, commands = run_shell("scripts/9_optimisations.sh", 0, **{**flags, "VARIANTS": "plain fast"})
-    assert status == 1 and "'fast' is none of" in text and commands == []
-
-
-def test_a_plain_training_sees_the_images_of_the_stages(images, tmp_path):
-    """Also where images are held out: by their labels and sums of pixels."""
-    succeed("partition_data.py", "--dataset", "folder", "--data_dir", images, "--val_fraction", "0.25",
-            "--out", tmp_path / "partition.json")
-    partition = read_partition(str(tmp_path / "partition.json"))
-    ours = load_images(partition, str(images), "train", partition.classes("all"))
-    theirs = plain.training_images(str(images), partition)
-    theirs.dataset.transform = None
-    assert sorted((int(y), int(x.long().sum())) for x, y in zip(ours.images, ours.labels)) == sorted(
-        (y, int(np.asarray(x, dtype=int).sum())) for x, y in theirs)
+    assert "holds no finished runs" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
 def test_the_default_stands_in_its_place_on_every_axis(tmp_path):
     """Its value comes from its log, whatever the variants are called."""
-    log = {"settings": {"split_at": 2, "prune_ratio": 0.51, "temperature": 4.0, "images_per_class": None, "epochs": 3}}
-    values = {"losses": ["no_l_kr"], "split": ["1", "3"], "pruning": ["0", "0.9"], "temperature": ["1", "8"],
-              "classes": ["10", "50"], "images": ["50", "500"], "epochs": ["1", "10"]}
-    expected = {"losses": ["default", "no_l_kr"], "split": ["1", "2", "3"], "pruning": ["0", "0.51", "0.9"],
-                "temperature": ["1", "4", "8"], "classes": ["10", "30", "50"], "images": ["50", "500", "all"],
-                "epochs": ["1", "3", "10"]}
-
-    def metrics(avg):
-        column = {"pre_acc": 60.0, "dep_acc": 10.0, "forgetting": 40.0, "h_mean": 20.0, "avg_acc": avg}
-        return {"original": {**column, "avg_acc": 50.0}, "target": column, "merge": "concat",
-                "recover": {"concat": column}}
-
-    runs = {"default": 49.0, **{os.path.join(axis, value): 40.0 for axis in values for value in values[axis]}}
+    chosen = {"split_at": 2, "lr": 0.01, "lambda_kp": 5.0, "lambda_at": 100.0, "random_label": "wrong", "epochs": 2,
+              "bn_stats": "updated", "prune_ratio": 0.51, "difference_bits": 4, "temperature": 4.0,
+              "images_per_class": None}
+    column = {"pre_acc": 60.0, "dep_acc": 10.0, "forgetting": 40.0, "h_mean": 20.0}
+    expected = {"losses": ["default", "no_l_kr"], "split": ["1", "2", "3"], "lr": ["0.003", "0.01"],
+                "pruning": ["0", "0.51", "0.9"], "classes": ["2", "3"], "images": ["50", "all"], "epochs": ["1", "2"],
+                "bn_stats": ["frozen", "updated"]}
+    default = {"losses": "default", "split": "2", "lr": "0.01", "pruning": "0.51", "classes": "3", "images": "all",
+               "epochs": "2", "bn_stats": "updated"}
+    runs = {"default": 49.0, **{os.path.join(axis, value): 40.0 for axis, values in expected.items()
+                                for value in values if value != default[axis]}}
     for name, avg in runs.items():
         run = tmp_path / name / "seed0"
         run.mkdir(parents=True)
-        (run / "metrics_val.json").write_text(json.dumps(metrics(avg)))
-        (run / "deposit_log.jsonl").write_text(json.dumps(log) + "\n")
-    for axis in AXES:
-        paths = [str(path) for pattern in run_patterns(axis) for path in sorted(tmp_path.glob(pattern))]
-        column = ablation_columns(axis, paths)["T~: Avg - Original"]
-        assert list(column) == expected[axis]
-        assert [value for value, figure in column.items() if figure["mean"] == -1] == [
-            value for value in expected[axis] if value not in values[axis]]
+        (run / "metrics_val.json").write_text(json.dumps({
+            "original": {**column, "avg_acc": 50.0}, "target": column,
+            "recover": {rule: {**column, "avg_acc": avg} for rule in ("concat", "difference")}}))
+        (run / "deposit_log.jsonl").write_text(json.dumps({"settings": chosen}) + "\n")
+    assert set(found_axes(tmp_path, "val")) == set(expected) <= set(AXES)
+    for axis, paths in found_axes(tmp_path, "val").items():
+        rows = axis_rows(axis, paths)
+        assert list(rows) == expected[axis]
+        assert [value for value, row in rows.items() if row["T~ - T0, concat"]["mean"] == -1] == [default[axis]]
+
+
+def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
+    status, text, _ = run_shell("scripts/6_recovery_bytes.sh", 0, **TINY, DATA_DIR=images, SAVE=tmp_path,
+                                RATIOS="0.51 0.75")
+    assert status == 0, text
+    table = (tmp_path / "recovery.md").read_text()
+    for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r, 32 bits, concat",
+                 "T_r, ours_0.75, calibrated", "T0 whole, 8 bits", "125 images a class (trains)"):
+        assert f"| {form}" in table
+    points = json.loads((tmp_path / "paper_0.51" / "seed0" / "recovery.json").read_text())["points"]
+    assert points["T0 whole, 32 bits"]["above"] == 0
+    sizes = [points[f"difference, {bits} bits"]["bytes"] for bits in (2, 3, 4, 6, 8, 16)]
+    assert sizes == sorted(sizes) and sizes[-1] < points["T0 whole, 32 bits"]["bytes"]
+    assert (tmp_path / "recovery.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bank_measures_its_states(images, tmp_path):
+    succeed("partition_data.py", "--dataset", "cifar10", "--data_dir", images, "--val_fraction", "0.25", "--seed", "0",
+            "--out", tmp_path / "original" / "partition.json")  # the script reads the number of classes from it
+    flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1", "DATA_DIR": images}
+    status, text, commands = run_shell("scripts/8_bank.sh", 0, **flags, SAVE=tmp_path, DEPOSITS=3, SIZE=2, AWAY=2)
+    assert status == 0, text
+    bank = json.loads((tmp_path / "bank0.json").read_text())
+    assert len({c for classes in bank["classes"] for c in classes}) == 6
+    assert [state["away"] for state in bank["states"]] == [[], [0], [1], [2], [0, 1], [0, 2], [1, 2]]
+    for state in bank["states"]:
+        counts = state["counts"]
+        rest = [c for c in range(10) if not any(c in bank["classes"][deposit] for deposit in state["away"])]
+        assert state["rest"] == pytest.approx(100 * sum(counts["correct"][c] for c in rest)
+                                              / sum(counts["total"][c] for c in rest))
+    for path in (tmp_path / "bank0").glob("*/target.pt"):  # a state of one deposit is that deposit's own T
+        target, partition = load_network(str(path))
+        data = evaluation_batches(load_images(partition, str(images), "val", range(10)), "cpu")
+        state = bank["states"][1 + bank["classes"].index(partition.deposit_classes)]
+        assert state["counts"] == count_correct(target, data, 10) != bank["states"][0]["counts"]
+    assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
+
+
+def environment(tmp_path, path, active=""):
+    """What env.sh, in a copy of the repository that is all but empty, says and leaves."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "env.sh", tmp_path / "scripts")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    done = subprocess.run(["bash", "-c", 'source scripts/env.sh; command -v python; python -c "import analysis"'],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+                          env={"PATH": f"{path}:/usr/bin:/bin", "VIRTUAL_ENV": active, "PYTHON": "python"})
+    return done, not (tmp_path / ".venv").exists()
+
+
+def test_an_active_environment_with_the_requirements_is_used(tmp_path):
+    (tmp_path / "analysis").mkdir()
+    done, unmade = environment(tmp_path, os.path.dirname(sys.executable), active="yes")
+    assert done.returncode == 0 and os.path.dirname(done.stdout.strip()) == os.path.dirname(sys.executable) and unmade
+
+
+def test_a_python_that_is_too_old_is_told_before_an_environment_is_made(tmp_path):
+    old = tmp_path / "bin" / "python"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done, unmade = environment(tmp_path, old.parent)
+    assert done.returncode == 1 and "no Python 3.10 or newer" in done.stderr and unmade
