@@ -18,7 +18,8 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--metrics", type=path, default=os.path.join("checkpoints", "lirf", "metrics.json"),
                         help="metrics.json of withdraw.py")
-    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "lirf", "accuracies.png"), help="PNG to write")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "lirf", "accuracies.png"),
+                        help="PNG to write")
     return parser
 
 

@@ -31,7 +31,7 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
-from utils.metrics import evaluate, percent
+from utils.metrics import evaluate, percent, table1
 from utils.runtime import Runtime
 from utils.tables import markdown, summary
 
@@ -42,7 +42,7 @@ STEPS, RATE = 50, 3e-3  # of fine-tuning on kept images
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=path, nargs="+", required=True,
-                        help="folders of finished deposits, a draw each: target.pt, deposit.pt; each gets recovery.json")
+                        help="folders of finished deposits, a draw each; each gets recovery.json")
     parser.add_argument("--original", type=path, required=True, help="T0 of all of them")
     parser.add_argument("--pruned", type=path, nargs="*", default=[],
                         help="metrics.json of deposits of other pruning ratios: their T_r, too, becomes a point")
@@ -116,7 +116,7 @@ def rounded_module(module, bits):
 
 
 def finetuned(lower, upper, images, preserved, runtime):
-    """lower_T trained on a few images of D_r, T's own answers on the preserved classes held by KD; batch norm frozen."""
+    """lower_T trained on a few images of D_r, with KD to T on the preserved columns and batch norm frozen."""
     student = copy.deepcopy(lower).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(student.parameters(), RATE, 0.9)
     for step in range(STEPS):
@@ -144,18 +144,20 @@ def png_bytes(images):
 
 
 def points_of(folder, original, args, runtime):
-    """{form: {"bytes", "avg_acc", "above"}} of one deposit; `above` counts from T0's Avg Acc."""
+    """{form: {"bytes", "above", "h_mean"}} of one deposit. above: Avg Acc of T~ less that of T0, for the T of the file.
+    h_mean: H Mean of the T that is T0 less what is kept, from which the form gives T0 back exactly."""
     target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
     content, partition = read(target_path, "target")
     lower, upper = cut(content, partition, target_path)
     deposit, scale = read_deposit(deposit_path, target_path, content, partition)
     lower_0, _ = split_network(original, content["split_at"])
     target, whole = lower.state_dict(), lower_0.state_dict()
-    sizes, lowers, branches = {}, {}, {}
+    sizes, lowers, branches, targets = {}, {}, {}, {}
 
     def add(form, size, difference):
-        sizes[form], lowers[form] = size, copy.deepcopy(lower)
+        sizes[form], lowers[form], targets[form] = size, copy.deepcopy(lower), copy.deepcopy(lower)
         lowers[form].load_state_dict(shifted(target, difference, 1))
+        targets[form].load_state_dict(shifted(whole, difference, -1))
 
     for bits in BITS:
         data = encode(whole, target, bits)
@@ -164,8 +166,9 @@ def points_of(folder, original, args, runtime):
         add(f"difference, largest {share:.0%}", *sparse(whole, target, share))
         add(f"difference, rank {share:.0%}", *low_rank(whole, target, share))
     sizes["T0 whole, 32 bits"], lowers["T0 whole, 32 bits"] = file_size(original.state_dict()), lower_0
-    sizes["T0 whole, 8 bits"], rounded = rounded_module(original, 8)
-    lowers["T0 whole, 8 bits"] = split_network(rounded, content["split_at"])[0]
+    for bits in (8, 4):
+        sizes[f"T0 whole, {bits} bits"], rounded = rounded_module(original, bits)
+        lowers[f"T0 whole, {bits} bits"] = split_network(rounded, content["split_at"])[0]
     for bits, module in ((32, deposit), (8, None)):
         size, module = (os.path.getsize(deposit_path), module) if module else rounded_module(deposit, bits)
         for rule in ("concat", "calibrated"):
@@ -174,7 +177,7 @@ def points_of(folder, original, args, runtime):
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
     preserved, deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
                             for subset in ("preservation", "deposit"))
-    for part in (original, lower, upper, *lowers.values(), *(module for module, _ in branches.values())):
+    for part in (original, lower, upper, *lowers.values(), *targets.values(), *(m for m, _ in branches.values())):
         runtime.place(part).requires_grad_(False)
     for count in IMAGES:
         rows = torch.cat([torch.nonzero(images.labels == c)[:count, 0] for c in partition.deposit_classes])
@@ -187,12 +190,14 @@ def points_of(folder, original, args, runtime):
         outputs = {form: upper(module(x)) for form, module in lowers.items()}
         for form, (module, rule) in branches.items():
             outputs[form] = rule(z_t, upper(module(x)), preserved, deposited, scale)
+        outputs |= {f"T, {form}": upper(module(x)) for form, module in targets.items()}
         return {"T0": original(x), **outputs}
 
     shown = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     counts = evaluate(forward, evaluation_batches(shown, runtime.device), partition.num_classes)
     reference = percent(counts["T0"])
-    return {form: {"bytes": sizes[form], "avg_acc": percent(counts[form]), "above": percent(counts[form]) - reference}
+    h_mean = {form: table1(counts[f"T, {form}"], partition, counts["T0"])["h_mean"] for form in targets}
+    return {form: {"bytes": sizes[form], "above": percent(counts[form]) - reference, "h_mean": h_mean.get(form)}
             for form in sizes}
 
 
@@ -230,9 +235,10 @@ def draw(rows, out):
 
 
 def recovery_rows(points):
-    """{form: {"KB", "Avg - Original"}} as summaries, of a list of {form: point}."""
+    """{form: {column: summary}} of a list of {form: point}, a draw each."""
     return {form: {"KB": summary([run[form]["bytes"] / 1000 for run in points]),
-                   "Avg - Original": summary([run[form]["above"] for run in points])}
+                   "Avg - Original": summary([run[form]["above"] for run in points]),
+                   "H Mean of T if exact": summary([run[form].get("h_mean") for run in points])}
             for form in points[0] if all(form in run for run in points)}
 
 

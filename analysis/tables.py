@@ -26,5 +26,6 @@ def table1(*, paper=None):
 
 
 TABLES = {
-    "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json", table1()),
+    "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
+                        table1()),
 }
