@@ -27,7 +27,7 @@ import train_deposit
 import train_scratch
 from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
-from datasets.sources import FolderSource
+from datasets.folder import FolderSource
 from models.losses import draw_random_labels
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -68,6 +68,7 @@ def test_faults_change_no_result(tmp_path):
     assert [record for record in records if record["verdict"] != "good"] == []
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_mutated_files_are_refused_or_read_as_they_were_written(tmp_path):
     verdicts = list(mutations.campaign(tmp_path, cases=250, seed=1))
     assert len(verdicts) == 250 and {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}

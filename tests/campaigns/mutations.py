@@ -36,7 +36,7 @@ from analysis.table1 import load_runs
 from datasets import Partition, load_images, make_partition, read_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, TABLES
-from datasets.sources import IMAGE_EXTENSIONS
+from datasets.folder import IMAGE_EXTENSIONS
 from models.checkpoints import counts_of, load_network, network_of, read
 from utils.checkpoint import checksum
 from utils.cli import bounded, make_parser, run
@@ -47,6 +47,7 @@ from utils.run import TrainingRun, refuse_other_settings
 from utils.tables import table1_rows
 
 SIZE = 12  # of the images
+SYNONYMS = (".jpeg", ".jpe", ".jfif", ".tif", ".pnm", ".pbm")  # endings of formats that have another
 MEMORY = 2 << 30  # bytes of address space beyond what is taken at the start
 SECONDS = 60  # for one case
 # Values that no stage writes where they are put.
@@ -419,7 +420,7 @@ def campaign(root, cases, seed):
     """Yield (name of the file, mutation, verdict, detail) for each of `cases` mutations, spread evenly over the
     files and mutations of small runs that are made below the folder `root`."""
     rng = random.Random(seed)
-    endings = [ending for ending in IMAGE_EXTENSIONS if ending not in (".jpeg", ".tif")]
+    endings = [ending for ending in IMAGE_EXTENSIONS if ending not in SYNONYMS]
     data = make_folder(root / "images", ["ant", "bee", "cow"], len(endings), len(endings), SIZE, endings=endings)
 
     def too_slow(*_):
