@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
-from fixtures import CLASSES, make_folder, served  # noqa: F401
+from fixtures import make_folder
 from utils.cli import run
 
 torch.set_num_threads(1)

@@ -5,13 +5,15 @@ import hashlib
 import http.server
 import pickle
 import tarfile
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from analysis.benchmark.memory import write_tables
-from datasets.cub import NAME
+from datasets.cub import ARCHIVE, NAME
 
 CLASSES = ["ant", "bee", "cow", "dog"]
 
@@ -64,6 +66,16 @@ def make_cub(root, ids, train=2, test=1, side=20, seed=0, ending=".png"):
             photographs.append((c, name, f"{i}{ending}", i < train))
     write_tables(folder, photographs)
     return folder
+
+
+def make_cub_archive(folder, ids, members=()):
+    """The archive of what make_cub makes, alone in a folder; members: tarfile.TarInfo of empty files put in before."""
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as made, tarfile.open(folder / ARCHIVE, "w:gz") as tar:
+        for member in members:
+            tar.addfile(member)
+        tar.add(make_cub(Path(made), ids), NAME)
+    return folder / ARCHIVE
 
 
 @contextlib.contextmanager

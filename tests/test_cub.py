@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import json
 import shutil
 import tarfile
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import fail, run_shell
-from fixtures import make_cub, served
+from fixtures import make_cub, make_cub_archive, served
 from PIL import Image
 
 from analysis.benchmark.memory import get_args_parser, make_photographs, measure
-from datasets import batches, load_images, make_partition
 from datasets.cache import FOLDER
-from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
+from datasets.cub import ARCHIVE, CubSource, open_cub
 from datasets.decode import read_short_side
 from datasets.ragged import RATIO, SCALE, RaggedImages, _random_box
 from utils.errors import UserError
@@ -100,12 +98,8 @@ def test_batches_repeat_with_their_generator_and_mirror_half():
 
 
 def test_200_classes_from_the_archive_to_the_table(tmp_path):
-    made = make_cub(tmp_path / "made", range(1, 201))
     data, save = tmp_path / "data", tmp_path / "run"
-    data.mkdir()
-    with tarfile.open(data / ARCHIVE, "w:gz") as tar:
-        tar.add(made, NAME)
-    shutil.rmtree(made)
+    make_cub_archive(data, range(1, 201))
     status, text, _ = run_shell("scripts/2_table1_cub200.sh", 0, ARCH="resnet8", EPOCHS=1, IMAGE_SIZE=16,
                                 DEPOSIT_FLAGS="--split_at 3 --epochs 1", DATA_DIR=data, SAVE=save)
     assert status == 0, text
@@ -117,24 +111,12 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     assert len(partition["deposit_classes"]) == 60 and len(partition["class_names"]) == 200
 
 
-def test_the_deposit_needs_no_image_of_the_preservation_set(cub, tmp_path):
-    data = str(cub.parent)
-    partition = make_partition("cub200", data, listed="007.Bird_7", image_size=16)
-    shutil.rmtree(cub / "images" / "002.Bird_2")
-    shutil.rmtree(cub / FOLDER)
-    images = load_images(partition, data, "train", [1])
-    (x, y), = batches(images, 8, "cpu", generator=torch.Generator().manual_seed(0))
-    assert x.shape == (2, 3, 16, 16) and y.tolist() == [1, 1]
-
-
 def partition_flags(cub):
     return ["partition_data.py", "--dataset", "cub200", "--data_dir", cub.parent, "--image_size", "16", "--out",
             cub.parent / "p.json"]
 
 
 @pytest.mark.parametrize("damage,word", [
-    (lambda cub: (cub / "images.txt").unlink(), "images.txt does not exist"),
-    (lambda cub: (cub / "train_test_split.txt").unlink(), "train_test_split.txt does not exist"),
     (lambda cub: (cub / "images.txt").write_text("1 a b\nnonsense\n"), "damaged"),
     (lambda cub: (cub / "images.txt").write_bytes(b"\xff\xfe\x00"), "damaged"),
     (lambda cub: (cub / "image_class_labels.txt").write_text("1 2\n"), "does not list the images"),
@@ -161,36 +143,25 @@ def test_a_broken_archive_leaves_nothing_behind(tmp_path, content):
 
 
 def test_a_truncated_archive_and_one_that_leads_outside_leave_nothing_behind(tmp_path):
-    made = make_cub(tmp_path / "made", [1, 2])
     data = tmp_path / "data"
-    data.mkdir()
-    with tarfile.open(data / ARCHIVE, "w:gz") as tar:
-        tar.add(made, NAME)
-    (data / ARCHIVE).write_bytes((data / ARCHIVE).read_bytes()[:-300])
+    archive = make_cub_archive(data, [1, 2])
+    archive.write_bytes(archive.read_bytes()[:-300])
     with pytest.raises(UserError, match="damaged"):
         open_cub(str(data), False, 16)
-    with tarfile.open(data / ARCHIVE, "w:gz") as tar:
-        tar.add(made, NAME)
-        evil = tarfile.TarInfo("../outside.txt")
-        evil.size = 4
-        tar.addfile(evil, io.BytesIO(b"evil"))
+    make_cub_archive(data, [1, 2], [tarfile.TarInfo("../outside.txt")])
     with pytest.raises(UserError, match="damaged"):
         open_cub(str(data), False, 16)
     assert [p.name for p in data.iterdir()] == [ARCHIVE] and not (tmp_path / "outside.txt").exists()
 
 
 def test_download_checks_the_sum_and_says_what_to_do(tmp_path, monkeypatch):
-    made = make_cub(tmp_path / "made", [1, 2])
-    with tarfile.open(tmp_path / "official.tgz", "w:gz") as tar:
-        tar.add(made, NAME)
-    content = (tmp_path / "official.tgz").read_bytes()
-    data = tmp_path / "data"
-    with served(tmp_path) as address:
-        monkeypatch.setattr("datasets.cub.URL", f"{address}/official.tgz")
+    archive, data = make_cub_archive(tmp_path / "served", [1, 2]), tmp_path / "data"
+    with served(archive.parent) as address:
+        monkeypatch.setattr("datasets.cub.URL", f"{address}/{ARCHIVE}")
         with pytest.raises(UserError, match="download it by hand"):
             open_cub(str(data), True, 16)  # not the known checksum: what came is removed
         assert not (data / ARCHIVE).exists()
-        monkeypatch.setattr("datasets.cub.MD5", hashlib.md5(content).hexdigest())
+        monkeypatch.setattr("datasets.cub.MD5", hashlib.md5(archive.read_bytes()).hexdigest())
         assert open_cub(str(data), True, 16).class_names == ["001.Bird_1", "002.Bird_2"]
         monkeypatch.setattr("datasets.cub.URL", f"{address}/nowhere.tgz")
         with pytest.raises(UserError, match="download it by hand"):

@@ -113,19 +113,6 @@ def test_classes_by_name_or_id(folder):
     assert make_partition("folder", str(folder), listed="0, dog").deposit_classes == [0, 3]
 
 
-@pytest.mark.parametrize("listed,word", [("bee,eel", "'eel' is no class"), (" , ", "empty"), ("4", "'4' is no class"),
-                                         ("ant,bee,cow,dog", "every class")])
-def test_senseless_deposit_classes_are_refused(folder, listed, word):
-    with pytest.raises(UserError, match=word):
-        make_partition("folder", str(folder), listed=listed)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
-def test_senseless_fractions_are_refused(fraction):
-    with pytest.raises(UserError, match="--deposit_fraction"):
-        make_partition("digits", ".", fraction=fraction)
-
-
 def test_validation_images_are_held_out_the_same_way_for_every_draw():
     one, other = (make_partition("digits", ".", seed=s, val_fraction=0.25) for s in (0, 1))
     train, val = (load_images(one, ".", split, range(10)) for split in ("train", "val"))
@@ -147,7 +134,11 @@ def test_statistics_are_those_of_the_training_pixels(folder, partition):
 
 
 def test_changed_images_are_noticed(folder, partition):
-    (folder / "train" / "bee" / "003.png").unlink()
+    """Where neither a file's size nor its time tells, and the cache is whole."""
+    path = folder / "train" / "bee" / "003.png"
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     load_images(partition, str(folder), "train", [0, 2, 3])
     with pytest.raises(UserError, match="'bee'.*not those that were partitioned"):
         load_images(partition, str(folder), "train", [1])
@@ -162,27 +153,6 @@ def test_changed_images_are_noticed(folder, partition):
 def test_a_damaged_manifest_is_refused(partition, change):
     with pytest.raises(UserError, match="file is not a partition"):
         Partition.from_dict({**partition.as_dict(), **change}, "file")
-
-
-def test_differing_class_folders_are_refused(folder):
-    (folder / "test" / "eel").mkdir()
-    with pytest.raises(UserError, match="'eel'"):
-        make_partition("folder", str(folder))
-
-
-def test_a_class_without_images_is_refused(folder):
-    for path in (folder / "test" / "cow").iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match="'cow' has no test image"):
-        make_partition("folder", str(folder))
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_an_unreadable_image_is_named(folder, content):
-    path = folder / "train" / "cow" / "005.png"
-    path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    with pytest.raises(UserError, match="cow/005.png"):
-        make_partition("folder", str(folder))
 
 
 # batches
@@ -269,12 +239,14 @@ def test_images_are_decoded_once_and_again_when_they_change(folder, monkeypatch)
     assert len(list((folder / FOLDER).iterdir())) == 2  # the stale cache is gone
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: bytes([b[0] ^ 1]) + b[1:], lambda b: b"", ])
+@pytest.mark.parametrize("damage", [lambda b, other: b[:-40], lambda b, other: bytes([b[0] ^ 1]) + b[1:],
+                                    lambda b, other: b"", lambda b, other: other])
 def test_a_damaged_cache_is_made_anew(folder, damage):
     first, _ = FolderSource(folder).load("test", [0])
     cache, = (folder / FOLDER).iterdir()
-    whole = cache.read_bytes()
-    cache.write_bytes(damage(whole))
+    FolderSource(folder).load("test", [1])
+    whole, other = (path.read_bytes() for path in sorted((folder / FOLDER).iterdir()))
+    cache.write_bytes(damage(whole, other))
     again, _ = FolderSource(folder).load("test", [0])
     assert torch.equal(first, again) and cache.read_bytes() == whole
 

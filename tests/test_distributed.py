@@ -29,8 +29,8 @@ DEPOSIT = [*TINY, "--split_at", "2", "--epochs", "3", "--batch_size", "4"]
 
 
 def compute_in_float64(killed_in=None):
-    """In float32 two orders of the same sum drift apart within an epoch, as far as a mean that is wrong would. Rank 1 is
-    killed at the end of epoch `killed_in`, counted from 1."""
+    """In float32 two orders of the same sum drift apart within an epoch, as far as a mean that is wrong would. Rank 1
+    is killed at the end of epoch `killed_in`, counted from 1."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
@@ -121,7 +121,7 @@ def test_torchrun_ends_all_ranks_with_one_line(chain, tmp_path):
     shutil.copy(chain[0] / "partition.json", tmp_path)
     before = snapshot(tmp_path)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           *map(str, [ROOT / "train_scratch.py", *scratch_flags(chain, tmp_path, "--batch_size", "7")])],
+                           ROOT / "train_scratch.py", *map(str, scratch_flags(chain, tmp_path, "--batch_size", "7"))],
                           capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1
     line, = (line for line in done.stderr.splitlines() if ".py: error: " in line)

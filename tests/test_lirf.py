@@ -123,8 +123,8 @@ def test_l_pt_transfers_the_columns_that_its_flag_names(make, classes):
 
 @pytest.mark.parametrize("flag,classes", [("wrong", {0, 2, 3}), ("any", {0, 1, 2, 3}), ("preserved", {0, 3})])
 def test_random_labels_come_from_the_classes_that_the_flag_names(make, flag, classes):
-    drawn = make("--random_label", flag).random_labels(torch.ones(600, dtype=torch.int64), torch.Generator().manual_seed(0))
-    assert set(drawn.tolist()) == classes
+    y, lirf = torch.ones(600, dtype=torch.int64), make("--random_label", flag)
+    assert set(lirf.random_labels(y, torch.Generator().manual_seed(0)).tolist()) == classes
 
 
 def test_every_term_has_a_flag_with_its_default_and_is_logged(chain):

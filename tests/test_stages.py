@@ -7,7 +7,8 @@ import signal
 
 import pytest
 import torch
-from conftest import (CLASSES, ROOT, TINY, WITHDRAW, call, deposit_flags, fail, make_folder, scratch_flags, succeed)
+from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, fail, scratch_flags, succeed
+from fixtures import CLASSES, make_folder
 from forked import SERVER, Process
 from PIL import Image
 

@@ -213,7 +213,10 @@ def long_run(root, epochs):
     for stage in ("original", "deposit"):
         save, resident = shutil.copytree(reference.before[stage], os.path.join(root, f"long_{stage}")), []
         process = start(stage, save, epochs)
-        while process.reaches(lambda save=save, stage=stage, done=len(resident): epochs_logged(save, stage) > done, 0.05):
+        def further(save=save, stage=stage, resident=resident):
+            return epochs_logged(save, stage) > len(resident)
+
+        while process.reaches(further, 0.05):
             with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
                 resident.append(next(int(row.split()[1]) for row in file if row.startswith("VmRSS")))
         status, _, err = process.end()

@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import warnings
 import zipfile
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -93,23 +93,12 @@ def insert(data, rng):
     return data[:at] + rng.randbytes(2 ** rng.randrange(12)) + data[at:]
 
 
-def repeat(data, rng):
-    start, end = _block(data, rng)
-    return data[:end] + data[start:]
-
-
-def swap(data, rng):
-    (a, b), (c, d) = sorted((_block(data, rng), _block(data, rng)))
-    b = min(b, c)
-    return data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
-
-
 def blank(data, rng):
     start, end = _block(data, rng)
     return data[:start] + bytes([rng.choice((0, 255))]) * (end - start) + data[end:]
 
 
-BYTES = (flip, truncate, delete, insert, repeat, swap, blank)
+BYTES = (flip, truncate, delete, insert, blank)
 
 
 # mutations of structure
@@ -151,17 +140,19 @@ def _odd_tensor(tensor, rng):
         lambda: torch.full(tensor.shape, math.nan), lambda: rng.choice(ODD)))()
 
 
+def _as_bytes(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
 def _edited_checkpoint(data, rng, forge):
     content = torch.load(io.BytesIO(data), weights_only=True)
     _edit_tree(content, rng)
     if forge:
-        try:
+        with suppress(Exception):  # the checksum of such a thing cannot be had
             content["checksum"] = checksum(content)
-        except Exception:  # the checksum of such a thing cannot be had
-            pass
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
+    return _as_bytes(content)
 
 
 def _edited_json(data, rng, forge):
@@ -170,20 +161,18 @@ def _edited_json(data, rng, forge):
     line = rng.randrange(len(lines))
     _edit_tree(lines[line], rng)
     if forge:
-        try:
+        with suppress(Exception):  # nor can such a partition's
             fields = {name: value for name, value in lines[line].items() if name not in ("format", "hash")}
             lines[line]["hash"] = Partition(**fields).hash
-        except Exception:  # nor can such a partition's
-            pass
     return ("\n".join(map(json.dumps, lines)) + "\n").encode()
 
 
-def edit(data, rng):
-    return (_edited_checkpoint if data.startswith(b"PK") else _edited_json)(data, rng, forge=False)
+def edit(data, rng, forge=False):
+    return (_edited_checkpoint if data.startswith(b"PK") else _edited_json)(data, rng, forge)
 
 
 def forge(data, rng):
-    return (_edited_checkpoint if data.startswith(b"PK") else _edited_json)(data, rng, forge=True)
+    return edit(data, rng, forge=True)
 
 
 def _rezipped(data, change, compression=zipfile.ZIP_STORED):
@@ -230,9 +219,7 @@ def code(data, rng):
         return pickle.dumps(_Call())
     content = torch.load(io.BytesIO(data), weights_only=True)
     content[rng.choice(list(content))] = _Call()
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
+    return _as_bytes(content)
 
 
 CHECKPOINT = (edit, forge, unpickle, bomb, header, code)
@@ -431,24 +418,17 @@ def campaign(root, cases, seed):
         patches.callback(signal.signal, signal.SIGALRM, before)
         subjects = {**checkpoint_subjects(root, data), **image_subjects(data),
                     **cifar_subjects(root / "cifar", patches), **cub_subjects(root / "cub")}
-        contents = {}
-        for name, subject in subjects.items():
-            with open(subject.path, "rb") as file:
-                contents[name] = file.read()
+        contents = {name: Path(subject.path).read_bytes() for name, subject in subjects.items()}
         expected = {name: subject.read() for name, subject in subjects.items()}
         choices = [(name, kind) for name, subject in subjects.items() for kind in (*BYTES, *subject.kinds)]
         rng.shuffle(choices)
         for name, kind in itertools.islice(itertools.cycle(choices), cases):
-            _write(subjects[name].path, kind(contents[name], rng))
+            path = Path(subjects[name].path)
+            path.write_bytes(kind(contents[name], rng))
             verdict, detail = judge(subjects[name], kind, expected[name])
-            _write(subjects[name].path, contents[name])
+            path.parent.mkdir(parents=True, exist_ok=True)  # what unpacks an archive removes the folder first
+            path.write_bytes(contents[name])
             yield name, kind.__name__, verdict, detail
-
-
-def _write(path, content):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
 
 
 def get_args_parser():
