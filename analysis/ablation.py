@@ -22,6 +22,8 @@ AXES = {
     "lr": ("learning rate", lambda settings: settings["lr"]),
     "lambda_kp": ("lambda_kp", lambda settings: settings["lambda_kp"]),
     "lambda_at": ("lambda_at", lambda settings: settings["lambda_at"]),
+    "lambda_pt": ("lambda_pt", lambda settings: settings["lambda_pt"]),
+    "lambda_re": ("lambda_re", lambda settings: settings["lambda_re"]),
     "random_label": ("random labels", lambda settings: settings["random_label"]),
     "bn_stats": ("batch norm", lambda settings: settings["bn_stats"]),
     "pruning": ("pruning ratio of T_r", lambda settings: settings["prune_ratio"]),
