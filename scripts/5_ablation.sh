@@ -37,7 +37,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
         temperature) for n in 1 2 8; do echo "$n --temperature $n"; done ;;
         classes) for n in 1 2 4 5; do echo "$n"; done ;; # the flag needs the seed's own partition
         images) for n in 50 150 500 1500; do echo "$n --images_per_class $n"; done ;;
-        epochs) for n in 1 2 5 10; do echo "$n --epochs $n"; done ;;
+        epochs) for n in 1 5 10; do echo "$n --epochs $n"; done ;;
         *)
             echo "AXES: '$1' is no axis of the ablation" >&2
             return 1
