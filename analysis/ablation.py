@@ -22,6 +22,8 @@ AXES = {
     "lr": ("learning rate", lambda settings: settings["lr"]),
     "lambda_kp": ("lambda_kp", lambda settings: settings["lambda_kp"]),
     "lambda_at": ("lambda_at", lambda settings: settings["lambda_at"]),
+    "lambda_pt": ("lambda_pt", lambda settings: settings["lambda_pt"]),
+    "lambda_re": ("lambda_re", lambda settings: settings["lambda_re"]),
     "random_label": ("random labels", lambda settings: settings["random_label"]),
     "bn_stats": ("batch norm", lambda settings: settings["bn_stats"]),
     "pruning": ("pruning ratio of T_r", lambda settings: settings["prune_ratio"]),
@@ -96,16 +98,24 @@ def found_axes(folder, split):
     return {axis: default + paths for axis, paths in own.items() if default and paths}
 
 
-def main(args):
-    axes = found_axes(args.runs, args.eval_split)
+def overview(folder, split):
+    """{axis: {value: row}} of all axes that were run. Raises UserError when there are none."""
+    axes = found_axes(folder, split)
     if not axes:
-        raise UserError(f"{args.runs} holds no finished runs of the default and of an axis: run scripts/5_ablation.sh")
-    overview = {}
-    for axis, paths in axes.items():
-        rows = axis_rows(axis, paths)
+        raise UserError(f"{folder} holds no finished runs of the default and of an axis: run scripts/5_ablation.sh")
+    return {axis: axis_rows(axis, paths) for axis, paths in axes.items()}
+
+
+def named(rows_of_axes):
+    """One table of all axes: {"axis: value": row}."""
+    return {f"{AXES[axis][0]}: {value}": row for axis, rows in rows_of_axes.items() for value, row in rows.items()}
+
+
+def main(args):
+    axes = overview(args.runs, args.eval_split)
+    for axis, rows in axes.items():
         draw(axis, rows, os.path.join(args.runs, axis))
-        overview.update({f"{AXES[axis][0]}: {value}": row for value, row in rows.items()})
-    print_table(markdown(overview, corner="axis: value"), os.path.join(args.runs, "ablation.md"))
+    print_table(markdown(named(axes), corner="axis: value"), os.path.join(args.runs, "ablation.md"))
 
 
 if __name__ == "__main__":

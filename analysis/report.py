@@ -34,7 +34,7 @@ def pages(root):
 def entry(name, root):
     """The ledger's entry of a table; None while it has no runs."""
     table = TABLES[name]
-    paths = sorted(glob.glob(os.path.join(root, "results", "logs", table.runs)))
+    paths = sorted(glob.glob(os.path.join(root, "results", "logs", table.runs), recursive=True))
     if not paths:
         return None
     folders = {os.path.relpath(os.path.dirname(path), root) for path in paths}

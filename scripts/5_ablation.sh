@@ -2,8 +2,8 @@
 # The ablations: bash scripts/5_ablation.sh [seed ...]      (default: 0 1 2)
 # Deposits that differ from the default in one setting; tables, and plots in $SAVE. Runs that are done are skipped, a
 # killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
-#   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp random_label
-#                                bn_stats
+#   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp lambda_pt
+#                                lambda_re random_label bn_stats
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/ablation_$ARCH      gets original/, default/seed<k>/ and <axis>/<value>/seed<k>/
@@ -28,6 +28,8 @@ values() { # axis: a line each for its values but the default's, with the flags 
         lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
         lambda_kp) for n in 1 2.5 10; do echo "$n --lambda_kp $n"; done ;;
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;
+        lambda_pt) for n in 0.3 3 10; do echo "$n --lambda_pt $n"; done ;;
+        lambda_re) for n in 0 0.01 0.03 0.3 1; do echo "$n --lambda_re $n"; done ;;
         random_label) for n in any preserved; do echo "$n --random_label $n"; done ;;
         bn_stats) for n in frozen deposit; do echo "$n --bn_stats $n"; done ;;
         pruning) for n in 0 0.25 0.75 0.9; do echo "$n --prune_ratio $n"; done ;;
@@ -35,7 +37,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
         temperature) for n in 1 2 8; do echo "$n --temperature $n"; done ;;
         classes) for n in 1 2 4 5; do echo "$n"; done ;; # the flag needs the seed's own partition
         images) for n in 50 150 500 1500; do echo "$n --images_per_class $n"; done ;;
-        epochs) for n in 1 2 5 10; do echo "$n --epochs $n"; done ;;
+        epochs) for n in 1 5 10; do echo "$n --epochs $n"; done ;;
         *)
             echo "AXES: '$1' is no axis of the ablation" >&2
             return 1
