@@ -47,7 +47,8 @@ class CubSource:
                 odd = sorted(table.keys() ^ paths.keys())[0]
                 raise UserError(f"{os.path.join(root, name)} does not list the images of images.txt (image {odd}): "
                                 f"extract {ARCHIVE} again")
-        if not set(labels.values()) <= classes.keys() or not set(splits.values()) <= {"0", "1"}:
+        if not set(labels.values()) <= classes.keys() or not set(splits.values()) <= {"0", "1"} or any(
+                "/" in name for name in classes.values()):
             raise UserError(f"a class or split of {root} is unknown: extract {ARCHIVE} again")
         ids = sorted(set(labels.values()), key=int)
         self.class_names = [printable(classes[i]) for i in ids]
@@ -109,7 +110,7 @@ def _read_table(root, name):
         with open(path, encoding="utf-8", errors="surrogateescape") as file:  # as the system gives names of files
             rows = [line.split(maxsplit=1) for line in file if line.strip()]
         table = {key: value.strip() for key, value in rows}
-        if len(table) != len(rows) or not all(key.isdecimal() for key in table):
+        if len(table) != len(rows) or not all(key.isdecimal() and "\0" not in table[key] for key in table):
             raise ValueError
     except ValueError:
         raise UserError(f"{path} is damaged: extract {ARCHIVE} again") from None

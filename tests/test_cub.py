@@ -119,6 +119,8 @@ def partition_flags(cub):
 @pytest.mark.parametrize("damage,word", [
     (lambda cub: (cub / "images.txt").write_text("1 a b\nnonsense\n"), "damaged"),
     (lambda cub: (cub / "images.txt").write_bytes(b"\xff\xfe\x00"), "damaged"),
+    (lambda cub: (cub / "classes.txt").write_bytes((cub / "classes.txt").read_bytes().replace(b"_2", b"\0")), "damaged"),
+    (lambda cub: (cub / "classes.txt").write_bytes((cub / "classes.txt").read_bytes().replace(b"_2", b"/")), "unknown"),
     (lambda cub: (cub / "image_class_labels.txt").write_text("1 2\n"), "does not list the images"),
     (lambda cub: (cub / "classes.txt").write_text("2 002.Bird_2\n"), "unknown"),
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").unlink(), "absent"),
