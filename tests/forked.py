@@ -1,5 +1,6 @@
 """A script in a process of its own, to be killed, stopped or starved."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -55,7 +56,8 @@ class Process:
     def end(self, signum=None):
         """Send a signal, if one is given, and wait: (exit status, text on stdout, lines on stderr)."""
         if signum is not None:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, signum)
         self._process.join()
         out, err = (file.read() for file in self._files)
         for file in self._files:

@@ -1,6 +1,7 @@
 """Stages that are killed, stopped or starved, and the same command again: the results equal those of a run left
 alone, file for file and bit for bit. Runs the four stages on the embedded digits, each in a process of its own."""
 
+import contextlib
 import json
 import logging
 import os
@@ -105,6 +106,14 @@ def parts(save):
     return {name for name in os.listdir(save) if name.endswith(".part")}
 
 
+def listing(save):
+    """Names of the files in a folder with their times: it changes when a stage begins to write."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):  # one goes while this looks
+        found.update((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(save))
+    return found
+
+
 def epochs_saved(save, stage):
     path = os.path.join(save, f"{stage}_state.pt")
     if os.path.exists(path):
@@ -139,13 +148,12 @@ def kill(stage, save, reference, rng):
 def stop(stage, save, reference, rng):
     """Ctrl-C or SIGTERM once the stage has begun to work: one line, and status 130 or 143."""
     signum = rng.choice((signal.SIGINT, signal.SIGTERM))
+    written = listing(save)
     process = start(stage, save, reference.epochs)
-    trains = stage in ("original", "deposit")
-    log = os.path.join(save, f"{stage}_log.jsonl")
-    if not process.reaches(lambda: os.path.exists(log) if trains else parts(save), 0.0002):
+    if not process.reaches(lambda: listing(save) != written, 0.0002):
         process.end()
         return None
-    if trains:  # the other stages end at once
+    if stage in ("original", "deposit"):  # the other stages end at once
         time.sleep(rng.uniform(0, 0.3 * reference.seconds[stage]))
     status, _, err = process.end(signum)
     if status == 0:
@@ -212,15 +220,17 @@ def long_run(root, epochs):
     reference = Reference(root, 1)
     for stage in ("original", "deposit"):
         save, resident = shutil.copytree(reference.before[stage], os.path.join(root, f"long_{stage}")), []
-        process = start(stage, save, epochs)
+
         def further(save=save, stage=stage, resident=resident):
             return epochs_logged(save, stage) > len(resident)
 
+        process = start(stage, save, epochs)
         while process.reaches(further, 0.05):
-            with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
-                resident.append(next(int(row.split()[1]) for row in file if row.startswith("VmRSS")))
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
+                resident += [int(row.split()[1]) for row in file if row.startswith("VmRSS")]  # none of one that ends
         status, _, err = process.end()
-        early, late = (sorted(part)[len(part) // 2] for part in (resident[5:15], resident[-10:]))
+        resident = resident or [0]
+        early, late = (sorted(part)[len(part) // 2] for part in (resident[5:15] or resident, resident[-10:]))
         good = status == 0 and epochs_logged(save, stage) == epochs and late <= 1.02 * early
         yield {"stage": stage, "fault": "none", "verdict": "good" if good else
                f"status {status}, {err}, {early} KiB after some epochs and {late} at the end"}
