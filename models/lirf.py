@@ -42,13 +42,13 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.knowledge_removal(out.z_t, y_r)),
     "at": Term(100.0, "L_at of L_kr, maximised: T's attention maps leave T0's",
                lambda lirf, out, y, y_r: losses.attention_transfer(out.f_t, out.f_0), sign=-1.0),
-    "kp": Term(5.0, "L_kp: T keeps T0's answers on the preserved classes",
+    "kp": Term(10.0, "L_kp: T keeps T0's answers on the preserved classes",
                lambda lirf, out, y, y_r: losses.knowledge_preserving(
                    out.z_t, out.z_0, lirf.preserved, lirf.args.temperature)),
     "pt": Term(1.0, "L_pt: T_r takes T0's answers on the deposit classes",
                lambda lirf, out, y, y_r: losses.partial_transfer(
                    out.z_r, out.z_0, lirf.transferred, lirf.args.temperature)),
-    "re": Term(0.1, "L_re: T_r is easy to withdraw",
+    "re": Term(0.01, "L_re: T_r is easy to withdraw",
                lambda lirf, out, y, y_r: losses.recoverability(lirf.withdrawn(out), y)),
     "ft": Term(0.0, "L_ft, ours: T_r matches the features of T0's lower part",
                lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),

@@ -26,10 +26,10 @@ values() { # axis: a line each for its values but the default's, with the flags 
             ;;
         split) for n in $(seq 1 $blocks); do [ "$n" = 3 ] || echo "$n --split_at $n"; done ;;
         lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
-        lambda_kp) for n in 1 2.5 10; do echo "$n --lambda_kp $n"; done ;;
+        lambda_kp) for n in 1 2.5 5 20; do echo "$n --lambda_kp $n"; done ;;
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;
         lambda_pt) for n in 0.3 3 10; do echo "$n --lambda_pt $n"; done ;;
-        lambda_re) for n in 0 0.01 0.03 0.3 1; do echo "$n --lambda_re $n"; done ;;
+        lambda_re) for n in 0 0.1 1; do echo "$n --lambda_re $n"; done ;;
         random_label) for n in any preserved; do echo "$n --random_label $n"; done ;;
         bn_stats) for n in frozen deposit; do echo "$n --bn_stats $n"; done ;;
         pruning) for n in 0 0.25 0.75 0.9; do echo "$n --prune_ratio $n"; done ;;
