@@ -68,8 +68,8 @@ def get_args_parser():
                         help="T of the distillations L_kp and L_pt")
     method.add_argument("--pt_classes", choices=["deposit", "all"], default="deposit",
                         help="columns of the logits that L_pt moves into T_r: the deposit classes' (paper), or all")
-    # A random label that hits the true class teaches what is to be forgotten.
-    method.add_argument("--random_label", choices=["wrong", "any", "preserved"], default="wrong",
+    # Labels of deposit classes keep T naming these classes, and the true one teaches what is to be forgotten.
+    method.add_argument("--random_label", choices=["wrong", "any", "preserved"], default="preserved",
                         help="y_r of L_kr: drawn among the wrong classes, among all (authors' code), or among the "
                              "preserved ones, which teaches T to name no deposit class")
     # L_re asks for the true class; through z_T it would undo what L_kr does to T.

@@ -30,7 +30,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;
         lambda_pt) for n in 0.3 3 10; do echo "$n --lambda_pt $n"; done ;;
         lambda_re) for n in 0 0.1 1; do echo "$n --lambda_re $n"; done ;;
-        random_label) for n in any preserved; do echo "$n --random_label $n"; done ;;
+        random_label) for n in any wrong; do echo "$n --random_label $n"; done ;;
         bn_stats) for n in frozen deposit; do echo "$n --bn_stats $n"; done ;;
         pruning) for n in 0 0.25 0.75 0.9; do echo "$n --prune_ratio $n"; done ;;
         bits) for n in 2 3 6 8 16; do echo "$n --difference_bits $n"; done ;;
