@@ -15,7 +15,7 @@ from utils.files import write_atomically
 
 FOLDER = ".lirf_cache"
 _RULES = "2"  # of decoding: to be raised when the same file would give other pixels
-_DIGEST, _CHUNK = 32, 1 << 24
+_DIGEST = 32
 
 
 def cached(path, key, make, else_hold=True):
@@ -49,17 +49,9 @@ def _write(file, arrays, digest):
 def _mapped(path, key):
     """What a cache file holds, or None unless it ends in the digest of its name, its key and what comes before."""
     try:
-        digest = _digest_of(path, key)
-        with open(path, "rb") as file:  # opened once: what is checked is what is mapped, whoever replaces it meanwhile
-            left = os.fstat(file.fileno()).st_size - _DIGEST
-            while left > 0:
-                chunk = file.read(min(left, _CHUNK))
-                if not chunk:
-                    return None
-                digest.update(chunk)
-                left -= len(chunk)
-            if left < 0 or file.read() != digest.digest():
-                return None
-            return np.asarray(np.memmap(file, np.uint8, "r"))[:-_DIGEST]
-    except OSError:
+        values = np.asarray(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError):  # there is none, or an empty one
         return None
+    digest = _digest_of(path, key)
+    digest.update(values[:-_DIGEST])
+    return values[:-_DIGEST] if values[-_DIGEST:].tobytes() == digest.digest() else None

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-# The formats of datasets.sources.IMAGE_EXTENSIONS and no other: whatever a file is called, PIL would open it by its
+# The formats of datasets.folder.IMAGE_EXTENSIONS and no other: whatever a file is called, PIL would open it by its
 # content, and hand an EPS to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # from 89 million pixels on, before they are decoded
@@ -21,24 +21,27 @@ _LONGEST = 4  # a longer image is cut to this many times its short side: nothing
 BACKGROUND = "white"  # what transparent images are put on
 
 
-def open_image(path):
-    """A PIL image whose pixels are not yet read. Raises UserError when the file is no image."""
+@contextlib.contextmanager
+def _opened(path):
+    """A block that reads the PIL image of a file. Raises UserError when the file is no image or a damaged one."""
+    fault = "cannot be read as an image"
     try:
-        return Image.open(path, formats=_FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is too large an image ({error}): replace or remove it, then partition again") from None
-    except Exception:  # a damaged image fails in as many ways as it has bytes
-        raise UserError(f"{path} cannot be read as an image: replace or remove it, then partition again") from None
+        with Image.open(path, formats=_FORMATS) as image:
+            fault = "is a damaged image"
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # a damaged image fails in as many ways as it has bytes
+        if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+            fault = f"is too large an image ({error})"
+        raise UserError(f"{path} {fault}: replace or remove it, then partition again") from None
 
 
 def outline(path):
     """Of an image, by its header: (short side in pixels, whether it has more than 8 bits a channel, whether it may be
-    transparent). Raises UserError when the file is no image."""
-    with open_image(path) as image:
-        try:
-            return min(image.size), _is_deep(image), image.has_transparency_data
-        except Exception:
-            raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
+    transparent)."""
+    with _opened(path) as image:
+        return min(image.size), _is_deep(image), image.has_transparency_data
 
 
 def _is_deep(image):
@@ -47,21 +50,16 @@ def _is_deep(image):
 
 def _rgb(path):
     """The image upright, as its camera's orientation says, in 8 bits a channel and on BACKGROUND where transparent."""
-    with open_image(path) as image:
-        try:
-            image.load()
-            with contextlib.suppress(Exception):  # nonsense in a camera's notes does not make a damaged image
-                ImageOps.exif_transpose(image, in_place=True)
-            if _is_deep(image):
-                return Image.fromarray(_eight_bits(image, path)).convert("RGB")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
-            return image.convert("RGB")
-        except UserError:
-            raise
-        except Exception:
-            raise UserError(f"{path} is a damaged image: replace or remove it, then partition again") from None
+    with _opened(path) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # nonsense in a camera's notes does not make a damaged image
+            ImageOps.exif_transpose(image, in_place=True)
+        if _is_deep(image):
+            return Image.fromarray(_eight_bits(image, path)).convert("RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+        return image.convert("RGB")
 
 
 def _eight_bits(image, path):

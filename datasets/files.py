@@ -1,10 +1,11 @@
 """Files of a data set: which there are, what they hold, and folders that several processes share."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
+
+from utils.files import locked
 
 SPLITS = ("train", "test")  # of the data as they are stored
 
@@ -47,26 +48,12 @@ def list_hash(files, names):
 def workspace(path):
     """A folder that is this process's alone for the length of a block, empty at first and removed at the end.
 
-    Others who want the same one wait. The lock is the operating system's and ends with its process, so that what a kill
-    leaves behind is taken over. On disks without locks nobody waits.
+    Others who want the same one wait. What a killed process left there goes.
     """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    while True:
-        # either may find that the process which had it has just removed it
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
-            os.mkdir(path)
-        with contextlib.suppress(FileNotFoundError):
-            handle = os.open(path, os.O_RDONLY)
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(path)):
-                    break
-            os.close(handle)
-    try:
+    with locked(path, wait=True):
         for entry in os.scandir(path):
             shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)

@@ -21,7 +21,7 @@ import torchvision
 
 from datasets.cub import open_cub
 from datasets.files import SPLITS, workspace
-from datasets.folder import IMAGE_EXTENSIONS, FolderSource  # noqa: F401
+from datasets.folder import FolderSource
 from utils.errors import UserError
 
 

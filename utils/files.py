@@ -1,11 +1,11 @@
 """Files that are written whole or not at all."""
 
 import contextlib
-import errno
+import fcntl
 import glob
 import json
 import os
-import tempfile
+import secrets
 import time
 
 from utils.errors import UserError
@@ -14,22 +14,20 @@ from utils.stopping import postponed
 
 def write_atomically(path, write):
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    prefix = os.path.basename(path)[:60] + "."
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    beside = os.path.join(os.path.dirname(path), os.path.basename(path)[:60] + ".")
+    # A name of its own: several processes may write the same file, and the last whole one is kept.
+    temporary = f"{beside}{secrets.token_hex(4)}.part"
     with postponed():
-        for left in glob.glob(os.path.join(glob.escape(folder), glob.escape(prefix) + "*.part")):
+        for left in glob.glob(glob.escape(beside) + "*.part"):
             with contextlib.suppress(OSError):  # another process may have removed it
                 if time.time() - os.path.getmtime(left) > 3600:  # a killed process's
                     os.unlink(left)
-        # A name of its own: several processes may write the same file, and the last whole one is kept.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
         try:
-            with open(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read
             os.replace(temporary, path)
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
@@ -37,12 +35,6 @@ def write_atomically(path, write):
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = path  # a write that fails does not say where
             raise
-
-
-def _umask():
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def save_json(path, content):
@@ -56,10 +48,8 @@ def load_json(path):
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a JSON file") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path} does not exist or is no file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
@@ -68,8 +58,8 @@ def load_json(path):
 
 
 def read_log(path):
-    """The JSON objects of a log, a line each, without a last line that a kill has cut. Raises UserError, with the
-    line's number, for any other line that is none."""
+    """The JSON objects of a log, a line each, without a last line that a kill has cut. Raises UserError for any other
+    line that is none."""
     with open(path, "rb") as file:
         text = file.read()
     records = []
@@ -93,34 +83,30 @@ def remove_unfinished(folder):
 
 
 @contextlib.contextmanager
-def locked(folder, patience=0.0):
+def locked(folder, wait=False):
     """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
 
-    The lock is the operating system's, so it ends with the process, however that ends. Waits up to `patience` seconds
-    for another process; raises UserError when that still works there. File systems without locks are not locked.
+    The lock is the operating system's, so it ends with the process. Where another process works there, it waits for
+    that one, or raises UserError unless `wait`. On file systems without locks nobody is kept out.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    made = not os.path.exists(folder)
-    os.makedirs(folder, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + patience
-        while True:
+    made, handle = not os.path.exists(folder), None
+    while handle is None:
+        os.makedirs(folder, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the process that had it has just removed it
+            handle = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break
-                if time.monotonic() >= deadline:
-                    raise UserError(f"another process works in {folder}: wait until it has ended, or choose another "
-                                    f"folder") from None
-                time.sleep(0.05)
-        yield
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except (BlockingIOError, PermissionError):
+                os.close(handle)
+                raise UserError(f"another process works in {folder}: wait until it has ended, or choose another "
+                                f"folder") from None
+            except OSError:
+                pass
+            if not os.path.exists(folder) or not os.path.samestat(os.fstat(handle), os.stat(folder)):
+                os.close(handle)
+                handle = None
+    try:
+        yield folder
     finally:
         if made:
             with contextlib.suppress(OSError):  # it holds something

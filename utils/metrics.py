@@ -8,9 +8,6 @@ from utils import distributed
 from utils.errors import UserError
 from utils.files import load_json, save_json
 
-# figure of metrics.json -> its name in the paper's Table 1
-TABLE1_ROWS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc"}
-
 
 class ClassCounts:
     """Correct answers and images per true class, summed on the device; argmax is over all classes."""
