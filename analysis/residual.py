@@ -335,7 +335,7 @@ def drift(known, original, retrained):
     setting can be chosen in which no preserved image has a say."""
     z, z_0 = (torch.from_numpy(k.features("held_out_deposit")["logits"]) for k in (known, original))
     kl = losses.knowledge_preserving(z, z_0, torch.tensor(known.partition.preserved_classes), 1.0)
-    return {"dep": known.accuracy(known.network, "held_out_deposit")["dep"], "kl": kl.item()}
+    return {"kl": kl.item(), "held_out_dep": known.accuracy(known.network, "held_out_deposit")["dep"]}
 
 
 def against_retrained(known, original, retrained):
