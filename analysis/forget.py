@@ -1,11 +1,12 @@
 """Other ways to forget, under the deposit's constraint: from T0 and the deposit set D_r alone make a target network T,
-by one of METHODS, or enter a network that was made elsewhere (--file). Writes target.pt, what was taken from T0 as
-difference.pt, the network recover.pt that it gives back, and their figures: what the stages of LIRF write."""
+by one of METHODS, or enter a network that was made elsewhere (--file). Writes what the stages of LIRF write: target.pt,
+T0 - T over the whole network as difference.pt, recover.pt, to which the two add up, and their figures."""
 
 import copy
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -298,7 +299,9 @@ def train(net, training, runtime, counts_0):
     shown = shown and shown.to(runtime.device)
     if args.compile:
         runtime.compile(*net.original, *net.target)  # whose layers are called one by one
+    began = time.monotonic()
     views = method.prepare(net.eval(), images, runtime)
+    seconds = time.monotonic() - began
 
     def counts_on(image_set):
         counts = count_correct(net.target, evaluation_batches(image_set, runtime.device), partition.num_classes)
@@ -319,7 +322,7 @@ def train(net, training, runtime, counts_0):
                            table1(counts_on(shown), partition, counts_0[logged]).items()})
         training.end_epoch(epoch, values)
     done = [line for line in read_log(training.log_path) if "epoch" in line]
-    return {"seconds": round(sum(line["seconds"] for line in done), 2), "images": len(images),
+    return {"seconds": round(seconds + sum(line["seconds"] for line in done), 2), "images": len(images),
             "passes": method.passes[0] * len(done) + method.passes[1],
             "trained_parameters": sum(p.numel() for p in net.trained().parameters())}
 
@@ -346,16 +349,10 @@ def make_target(args, original, content, partition, counts_0, given, settings, r
                "forget": {"method": args.method or "file", **costs, **net.notes}}
     target = save_checkpoint(os.path.join(args.save_path, "target.pt"), "target", net.target.state_dict(), **entries,
                              **describe(content["arch"], partition.classes("all"), partition))
-    before, after = (taken(network, entries).state_dict() for network in (net.original, net.target))
-    save_checkpoint(os.path.join(args.save_path, "difference.pt"), "difference",
-                    {"difference": encode(before, after, args.difference_bits)}, bits=args.difference_bits,
-                    target=target)
+    difference = encode(net.original.state_dict(), net.target.state_dict(), args.difference_bits)  # the head, too
+    save_checkpoint(os.path.join(args.save_path, "difference.pt"), "difference", {"difference": difference},
+                    bits=args.difference_bits, target=target)
     training.finish()
-
-
-def taken(network, content):
-    """What difference.pt covers: the lower part where only that was trained, else the whole network."""
-    return split_network(network, content["split_at"])[0] if content["settings"]["scope"] == "lower" else network
 
 
 def record(args, content_0, partition, counts_0, runtime):
@@ -365,13 +362,12 @@ def record(args, content_0, partition, counts_0, runtime):
     content, _ = read(out["target"], "target")
     target = network_of(content, partition, out["target"])
     recover = copy.deepcopy(target)
-    part = taken(recover, content)
-    part.load_state_dict(read_difference(out["difference"], out["target"], content, part))
+    recover.load_state_dict(read_difference(out["difference"], out["target"], content, recover))
     save_checkpoint(out["recover"], "recover", recover.state_dict(), merge="difference", split_at=content["split_at"],
                     **describe(content_0["arch"], partition.classes("all"), partition), target=content["checksum"])
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
-    runtime.place(target), runtime.place(recover)
-    counts = evaluate(lambda x, y: {"target": target(x), "difference": recover(x)},
+    networks = {"target": runtime.place(target), "difference": runtime.place(recover)}
+    counts = evaluate(lambda x, y: {name: network(x) for name, network in networks.items()},
                       evaluation_batches(images, runtime.device), partition.num_classes)
     columns = {name: {**table1(c, partition, counts_0[args.eval_split]), "counts": c} for name, c in counts.items()}
     metrics = metrics_path(args.save_path, args.eval_split)

@@ -11,9 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from analysis.table1 import load_runs, print_table
+from datasets import read_partition
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
-from utils.files import load_json, read_log
+from utils.files import load_json, read_log, write_atomically
 from utils.tables import COLUMNS, above, markdown, summary
 
 COSTS = {"seconds": "seconds", "images": "images", "passes": "passes", "trained_parameters": "trained parameters"}
@@ -41,7 +42,9 @@ def choose(folder):
     for name in sorted(glob.glob(os.path.join(folder, "*", "metrics_val.json"))):
         cell = os.path.dirname(name)
         target, residual = load_runs([name])[0]["target"], os.path.join(cell, "residual.json")
-        drift = load_json(residual)["measures"]["drift"] if os.path.exists(residual) else {"held_out_dep": 100, "kl": None}
+        drift = {"held_out_dep": 100, "kl": None}
+        if os.path.exists(residual):
+            drift = load_json(residual)["measures"]["drift"]
         found[os.path.basename(cell)] = target["h_mean"], drift
         rows[os.path.basename(cell)] = {**{label: summary([target[key]]) for key, label in COLUMNS.items()
                                            if key in target}, "KL": summary([drift["kl"]]), "chosen by": "-"}
@@ -64,12 +67,13 @@ def _by_method(paths):
 
 
 def _costs(name, metrics):
-    """What a run cost: as analysis.forget noted it, or the seconds of the deposit's log."""
-    log = os.path.join(os.path.dirname(name), "deposit_log.jsonl")
+    """What a run cost: as analysis.forget noted it or, of train_deposit.py, what its log and its partition tell."""
+    log, partition = (os.path.join(os.path.dirname(name), file) for file in ("deposit_log.jsonl", "partition.json"))
     if "forget" in metrics or not os.path.exists(log):
         return metrics.get("forget", {})
     lines = [line for line in read_log(log) if "epoch" in line]
-    return {"seconds": sum(line["seconds"] for line in lines), "passes": len(lines)}
+    images = read_partition(partition).counts()["train"]["deposit"] if os.path.exists(partition) else None
+    return {"seconds": sum(line["seconds"] for line in lines), "passes": len(lines), "images": images}
 
 
 def method_rows(paths):
@@ -121,7 +125,7 @@ def residual_rows(paths):
 
 
 def draw(paths, out, measure="probe"):
-    """A point a method: bytes that bring the classes back, against rho of a measure; bars are a deviation over draws."""
+    """A point a method: bytes that bring the classes back, against rho of a measure; bars: a deviation over draws."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for method, names in _by_method(paths).items():
         runs = [load_json(name) for name in names]
@@ -146,8 +150,7 @@ def main(args):
         raise UserError("name either --runs or --choose")
     if args.choose:
         chosen, rows = choose(args.choose)
-        with open(os.path.join(args.choose, "choice.md"), "w", encoding="utf-8") as file:
-            file.write(markdown(rows, "cell"))
+        write_atomically(os.path.join(args.choose, "choice.md"), lambda file: file.write(markdown(rows, "cell").encode()))
         print(chosen)
         return
     metrics, residual = (glob.glob(os.path.join(args.runs, "*", "seed*", f"{name}.json"))

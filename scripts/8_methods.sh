@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Other forgetting methods, what they leave of the deposit classes and what brings those back:
 #   bash scripts/8_methods.sh [seed ...]      (default: 0 1 2)
-# Each trained method has six trials on the first seed's draw, with a tenth of the training images held out. The trial of
-# the highest H Mean on those is frozen ($SAVE/tune/<method>/choice.md) and run on every draw, T0 and R beside it. Runs
-# that are done are skipped, a killed one resumes.
+# Each trained method has six trials on the first seed's draw, with a tenth of the training images held out. The trial
+# of the highest H Mean on those is frozen ($SAVE/tune/<method>/choice.md) and run on every draw, T0 and R beside it.
+# Runs that are done are skipped, a killed one resumes.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1: then T0 has seen
 #                                the held-out images of the trials, which the tables must say
-#   RETRAINED="0 1"              seeds of R for each draw, trained for RETRAIN_EPOCHS=$EPOCHS; two or more give its spread
+#   RETRAINED="0 1"              seeds of R for each draw, trained for RETRAIN_EPOCHS=$EPOCHS; two or more give a spread
 #   METHODS="neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf"      those with trials
 #   OWN="mine=runs/mine_%s.pt"   networks made elsewhere, a name and a file each, %s being the seed; any words
 #   MEASURES=""                  of analysis.residual; unset: all
