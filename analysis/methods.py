@@ -150,7 +150,8 @@ def main(args):
         raise UserError("name either --runs or --choose")
     if args.choose:
         chosen, rows = choose(args.choose)
-        write_atomically(os.path.join(args.choose, "choice.md"), lambda file: file.write(markdown(rows, "cell").encode()))
+        table = markdown(rows, "cell").encode()
+        write_atomically(os.path.join(args.choose, "choice.md"), lambda file: file.write(table))
         print(chosen)
         return
     metrics, residual = (glob.glob(os.path.join(args.runs, "*", "seed*", f"{name}.json"))

@@ -67,8 +67,8 @@ def by_batch(lower):
 
 @torch.no_grad()
 def told_alone(modules, arch, images, partition, runtime):
-    """{file: {"dep", "pre"}}: a linear probe, at the cut, on what each file computes without T: T_r, the difference taken
-    as weights, and beside them a new network, which knows nothing."""
+    """{file: {"dep", "pre"}}: a linear probe, at the cut, on what each file computes without T: T_r, the difference
+    taken as weights, and beside them a new network, which knows nothing."""
     difference, new = copy.deepcopy(modules["target"]), build_network(arch, partition.num_classes, partition.image_size)
     for name, tensor in difference.state_dict().items():
         if tensor.is_floating_point():
