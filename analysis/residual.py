@@ -3,6 +3,7 @@ rho = (A_T - A_R) / (A_0 - A_R), 1 for a network that knows what T0 knows, 0 for
 training images, reported on test images, always beside A_T, A_R and A_0. Writes residual.json beside the network."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import os
@@ -188,7 +189,8 @@ def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=Fa
 
 
 def relearned(known, images_of, steps, also=()):
-    """Dep and Pre after `steps` of tuning on images_of(draw), mean over DRAWS, and at the steps `also` ("dep_10").
+    """Dep and Pre after `steps` of tuning on images_of(draw), mean over DRAWS, at the steps `also` ("dep_10") and before
+    the first ("dep_0").
 
     The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on held-out
     images: a fixed one favours networks with larger weights.
@@ -203,13 +205,14 @@ def relearned(known, images_of, steps, also=()):
     rate = max(RATES, key=value)
     found = [at(rate, draw, "test", [*also, steps]) for draw in range(DRAWS)]
     return {**{name if step == steps else f"{name}_{step}": statistics.fmean(run[step][name] for run in found)
-               for step in (steps, *also) for name in ("dep", "pre")}, "lr": rate}
+               for step in (steps, *also) for name in ("dep", "pre")},
+            **{f"{name}_0": value for name, value in known.at_start.items()}, "lr": rate}
 
 
 def k_shot(known, k):
     """Relearning from k images of each class, 50 steps. From images of D alone Dep would rise because all is answered
     "deposit"; batch norm in train mode would relearn by its statistics alone."""
-    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), 50, also=(0, 10))
+    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), 50, also=(10,))
 
 
 def preserved_only(known):
@@ -217,7 +220,7 @@ def preserved_only(known):
     2505.22310)."""
     images = known.images["train"]
     kept = ~torch.isin(images.labels, torch.tensor(known.partition.deposit_classes, device=images.labels.device))
-    return relearned(known, lambda draw: images[kept.nonzero()[:, 0]], 200, also=(0,))
+    return relearned(known, lambda draw: images[kept.nonzero()[:, 0]], 200)
 
 
 def relearn_steps(known, level, rate, draws=DRAWS):
@@ -257,6 +260,10 @@ class Known:
         network = copy.deepcopy(self.network)
         open_rows(network.head.fc, self.partition)
         return network
+
+    @functools.cached_property
+    def at_start(self):
+        return self.accuracy(self.opened, "test")
 
     @functools.cache
     @torch.no_grad()
@@ -317,9 +324,12 @@ MEASURES = {
 def recovery(known, original, retrained):
     """The smallest difference T0 - T, compressed, that gives T0 back: of BITS the fewest with which T~ names at most
     0.1 points fewer of the drawn images of D_r than T0, which a depositor can tell without a test image. Bytes are
-    those of the file; Avg, Pre and Dep of T~ are on test images."""
+    those of the file; Pre and Dep of T~ are on test images."""
     names = {name: {key: t.cpu() for key, t in k.network.state_dict().items()}
              for name, k in (("target", known), ("original", original))}
+    if [t.shape for t in names["target"].values()] != [t.shape for t in names["original"].values()]:
+        raise UserError("a network of another architecture than T0 has no difference: leave recovery out of "
+                        "--measures")
     recovered, goal = copy.deepcopy(known.network), original.accuracy(original.network, "deposit")["dep"]
     for bits in BITS:
         data = encode(names["original"], names["target"], bits)
@@ -375,16 +385,17 @@ def get_args_parser():
 
 
 def image_sets(partition, args, device):
-    """The ImageSets of a Known. held_out: the partition's validation images or, where it has none, training images
-    beyond those drawn; up to 100 a class."""
+    """The ImageSets of a Known. held_out: the partition's validation images or, where it has none, training images that
+    no measure fits on; up to 100 a class."""
     every = load_images(partition, args.data_dir, "train", partition.classes("all"))
     fewest = every.labels.bincount().min().item()
     held = min(100, fewest // 5)
     count = min(args.images_per_class, fewest - held)
-    drawn = first_images(every, count + held, args.seed)  # class after class
-    place = torch.arange(len(drawn)) % (count + held)
-    sets = {"all": every, "train": drawn[(place < count).nonzero()[:, 0]],
-            "held_out": drawn[(place >= count).nonzero()[:, 0]],
+    numbered = dataclasses.replace(every, images=torch.arange(len(every)))
+    rows = first_images(numbered, count + held, args.seed).images.view(-1, count + held)  # a row a class
+    others = torch.isin(numbered.images, rows[:, count:], invert=True)
+    sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
+            "held_out": every[rows[:, count:].flatten()],
             "test": load_images(partition, args.data_dir, "test", partition.classes("all"))}
     if partition.val_fraction:
         held_out = load_images(partition, args.data_dir, "val", partition.classes("all"))

@@ -219,8 +219,9 @@ def test_held_out_images_are_none_of_those_fitted_on(networks):
     _, partition = residual.read(str(networks / "t0" / "original.pt"), "original")
     sets = residual.image_sets(partition, SimpleNamespace(data_dir=str(networks / "images"), images_per_class=1000,
                                                           seed=0), "cpu")
-    fitted, held_out = ({image.numpy().tobytes() for image in sets[name].images} for name in ("train", "held_out"))
-    assert len(fitted) == 64 and len(held_out) == 16 and not fitted & held_out
+    fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
+                               for name in ("train", "all", "held_out"))
+    assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
     assert set(sets["held_out_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
 
 
