@@ -35,6 +35,7 @@ from utils.runtime import Runtime
 from utils.tables import markdown, summary
 
 RATES, DRAWS = (1e-3, 1e-2, 1e-1), 5  # the attacker's learning rates, and draws of images or orders
+SHOT_STEPS, KEPT_STEPS = 50, 200  # of k_shot and of preserved_only
 STRENGTHS = tuple(10.0**n for n in range(-4, 3))  # L2, per image
 RELEARN_CAP, RELEARN_EVERY, RELEARN_SHARE = 2000, 5, 0.9
 
@@ -189,8 +190,8 @@ def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=Fa
 
 
 def relearned(known, images_of, steps, also=()):
-    """Dep and Pre after `steps` of tuning on images_of(draw), mean over DRAWS, at the steps `also` ("dep_10") and before
-    the first ("dep_0").
+    """Dep and Pre after `steps` of tuning on images_of(draw), mean over DRAWS, at the steps `also` ("dep_10") and
+    before the first ("dep_0").
 
     The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on held-out
     images: a fixed one favours networks with larger weights.
@@ -210,17 +211,17 @@ def relearned(known, images_of, steps, also=()):
 
 
 def k_shot(known, k):
-    """Relearning from k images of each class, 50 steps. From images of D alone Dep would rise because all is answered
+    """Relearning from k images of each class, SHOT_STEPS steps. From images of D alone Dep would rise because all is answered
     "deposit"; batch norm in train mode would relearn by its statistics alone."""
-    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), 50, also=(10,))
+    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), SHOT_STEPS, also=(10,))
 
 
 def preserved_only(known):
-    """200 steps of fine-tuning on preserved images alone: what comes back was hidden, not removed (Siddiqui et al.,
-    2505.22310)."""
+    """KEPT_STEPS steps of fine-tuning on preserved images alone: what comes back was hidden, not removed (Siddiqui et
+    al., 2505.22310)."""
     images = known.images["train"]
     kept = ~torch.isin(images.labels, torch.tensor(known.partition.deposit_classes, device=images.labels.device))
-    return relearned(known, lambda draw: images[kept.nonzero()[:, 0]], 200)
+    return relearned(known, lambda draw: images[kept.nonzero()[:, 0]], KEPT_STEPS)
 
 
 def relearn_steps(known, level, rate, draws=DRAWS):

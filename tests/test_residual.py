@@ -186,6 +186,8 @@ def test_all_measures_of_a_network_and_the_tables(networks, monkeypatch):
     monkeypatch.setattr(residual, "RATES", (1e-2,))
     monkeypatch.setattr(residual, "DRAWS", 1)
     monkeypatch.setattr(residual, "RELEARN_CAP", 10)
+    monkeypatch.setattr(residual, "SHOT_STEPS", 12)
+    monkeypatch.setattr(residual, "KEPT_STEPS", 3)
     found = examine(networks, networks / "delete" / "seed0" / "target.pt", retrained=("r0", "r1"))
     assert set(found["measures"]) == {*residual.MEASURES, *residual.COMPARISONS}
     assert set(found["rho"]) == set(residual.MEASURES) - {"relearn"}
