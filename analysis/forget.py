@@ -236,7 +236,8 @@ def get_args_parser():
                         help=f"end at the first look, every {CHECK_EVERY} steps, at which T names at most this share "
                              f"(%%) of held-out images of D_r, or of D_r where none are held out; 0: never")
     method.add_argument("--difference_bits", type=int, choices=BITS, default=8, help="bits an entry of difference.pt")
-    add_optimiser_args(parser, epochs=10, lr=1e-3, least_epochs=0)
+    # The limit of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
+    add_optimiser_args(parser, epochs=10, lr=1e-3, clip_norm=5.0, least_epochs=0)
     parser.set_defaults(weight_decay=0.0)
     add_running_args(parser)
     return parser

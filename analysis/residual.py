@@ -211,8 +211,8 @@ def relearned(known, images_of, steps, also=()):
 
 
 def k_shot(known, k):
-    """Relearning from k images of each class, SHOT_STEPS steps. From images of D alone Dep would rise because all is answered
-    "deposit"; batch norm in train mode would relearn by its statistics alone."""
+    """Relearning from k images of each class, SHOT_STEPS steps. From images of D alone Dep would rise because all is
+    answered "deposit"; batch norm in train mode would relearn by its statistics alone."""
     return relearned(known, lambda draw: first_images(known.images["train"], k, draw), SHOT_STEPS, also=(10,))
 
 
@@ -394,7 +394,7 @@ def image_sets(partition, args, device):
     count = min(args.images_per_class, fewest - held)
     numbered = dataclasses.replace(every, images=torch.arange(len(every)))
     rows = first_images(numbered, count + held, args.seed).images.view(-1, count + held)  # a row a class
-    others = torch.isin(numbered.images, rows[:, count:], invert=True)
+    others = torch.isin(numbered.images, rows[:, count:].flatten(), invert=True)
     sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
             "held_out": every[rows[:, count:].flatten()],
             "test": load_images(partition, args.data_dir, "test", partition.classes("all"))}
