@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn

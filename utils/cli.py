@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 
-import torch
 
 from utils import distributed, stopping
 from utils.errors import UserError
