@@ -42,7 +42,7 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.knowledge_removal(out.z_t, y_r)),
     "at": Term(100.0, "L_at of L_kr, maximised: T's attention maps leave T0's",
                lambda lirf, out, y, y_r: losses.attention_transfer(out.f_t, out.f_0), sign=-1.0),
-    "kp": Term(10.0, "L_kp: T keeps T0's answers on the preserved classes",
+    "kp": Term(5.0, "L_kp: T keeps T0's answers on the preserved classes",
                lambda lirf, out, y, y_r: losses.knowledge_preserving(
                    out.z_t, out.z_0, lirf.preserved, lirf.args.temperature)),
     "pt": Term(1.0, "L_pt: T_r takes T0's answers on the deposit classes",

@@ -26,7 +26,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
             ;;
         split) for n in $(seq 1 $blocks); do [ "$n" = 3 ] || echo "$n --split_at $n"; done ;;
         lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
-        lambda_kp) for n in 1 2.5 5 20; do echo "$n --lambda_kp $n"; done ;;
+        lambda_kp) for n in 1 2.5 10 20; do echo "$n --lambda_kp $n"; done ;;
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;
         lambda_pt) for n in 0.3 3 10; do echo "$n --lambda_pt $n"; done ;;
         lambda_re) for n in 0 0.1 1; do echo "$n --lambda_re $n"; done ;;
