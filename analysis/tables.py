@@ -46,6 +46,11 @@ TABLES = {
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),
                       "axis: value"),
+    "settings_published": Table("CIFAR-10, held-out images of the published ResNet-20, draw of seed 10",
+                                PUBLISHED("resnet20-12fca82f.th", "resnet20").replace(
+                                    "bash scripts/1_table1_cifar10.sh 0 1 2",
+                                    'VAL_FRACTION=0.1 AXES="lambda_kp random_label" bash scripts/5_ablation.sh 10'),
+                                "settings_published/**/metrics_val.json", ablation("val"), "axis: value"),
     "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
                         table1()),
 }
