@@ -208,6 +208,8 @@ def main(args):
                            partition.deposit_classes)
     shown = load_images(partition, args.data_dir, logged, partition.classes("all")).to(runtime.device)
     net = Networks(original, content["arch"], partition, runtime)
+    if args.compile:
+        runtime.compile(net.original, net.target, net.teacher)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)

@@ -35,9 +35,10 @@ def probe(x, y):
     underfitting forgetting.
     """
     held_out = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
+    strengths = 1 / (STRENGTHS * len(x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of defaults that change in later versions
-        model = LogisticRegressionCV(Cs=1 / (STRENGTHS * len(x)), cv=held_out, max_iter=5000, tol=1e-5)
+        model = LogisticRegressionCV(Cs=strengths, cv=held_out, scoring="accuracy", max_iter=5000, tol=1e-5)
         return make_pipeline(StandardScaler(), model).fit(x, y)
 
 
