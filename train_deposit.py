@@ -14,6 +14,7 @@ from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS, spread_on
 from models.pruning import cost
+from models.synthesis import moved_to_preserved, synthetic
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
@@ -24,11 +25,14 @@ from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
 
 # paper: the defaults, its terms at weights that are ours. authors: what the released code does, its cut included. ours:
-# T_r learns all logits and the features, for `withdraw.py --merge calibrated`.
+# T_r learns all logits and the features, for `withdraw.py --merge calibrated`. deep: T keeps little of D_r in its
+# features, for `withdraw.py --merge difference`.
 PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
+    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 1.0, "lambda_ms": 1.0, "lr": 0.05,
+             "epochs": 3},
 }
 
 
@@ -53,7 +57,7 @@ def get_args_parser():
     method.add_argument("--preset", choices=list(PRESETS), default="paper",
                         help="values of the flags below. paper: the paper's terms; authors: the released code's "
                              "choices (full copy, any random label, L_re through T, no L_at); ours: T_r learns all "
-                             "logits and features")
+                             "logits and features; deep: T forgets more, held to T0 on synthetic images")
     method.add_argument("--split_at", type=bounded(int), default=3,
                         help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-)")
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
@@ -94,8 +98,9 @@ def first_images(images, count, seed):
     return images[torch.cat(rows)]
 
 
-def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch):
-    """One pass over D_r; returns the mean of every loss. parallel: lirf as utils.distributed gives it."""
+def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
+    """One pass over D_r; returns the mean of every loss. parallel: lirf as utils.distributed gives it; moved: what
+    moved_to_preserved made."""
     lirf.train()
     meter, steps, generator = LossMeter(epoch), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
@@ -103,7 +108,7 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     data = batches(images, args.batch_size, runtime.device, generator=generator)
     for i, (x, labels) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
-            out = parallel(x)
+            out = parallel(x, synthetic(x, moved, generator) if moved else None)
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
@@ -190,8 +195,9 @@ def main(args):
     optimizer = make_optimizer([{"params": list(module.parameters())} for module in lirf.trained().values()], args)
     training.track(optimizer, **lirf.trained())
     parallel = distributed.parallel(lirf)
+    moved = moved_to_preserved(lirf, images, runtime) if args.lambda_ms and training.next_epoch < args.epochs else None
     for epoch in training.remaining_epochs():
-        values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch)
+        values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
         if shown is not None:  # for the log alone: the last epoch is what is kept
             lirf.eval()
             counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x))},

@@ -15,7 +15,8 @@ from models.recover import concat, spread_ratio
 
 
 class Outputs(NamedTuple):
-    """What T0, T and the deposit branch say of images x of D_r: f at the cut (b, c, h, w), logits z (b, classes)."""
+    """What T0, T and the deposit branch say of images x of D_r: f at the cut (b, c, h, w), logits z (b, classes); and
+    what T0 and T say of synthetic images: logits s (images, classes)."""
 
     f_0: torch.Tensor
     f_t: torch.Tensor
@@ -23,6 +24,8 @@ class Outputs(NamedTuple):
     z_0: torch.Tensor
     z_t: torch.Tensor
     z_r: torch.Tensor
+    s_0: torch.Tensor
+    s_t: torch.Tensor
 
 
 class Term(NamedTuple):
@@ -35,7 +38,7 @@ class Term(NamedTuple):
     sign: float = 1.0
 
 
-# L = lambda_kr CE(z_T, y_r) - lambda_at L_at + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re + lambda_ft L_ft. The
+# L = lambda_kr CE(z_T, y_r) - lambda_at L_at + lambda_kp L_kp + lambda_pt L_pt + lambda_re L_re, and what is ours. The
 # paper's L_kr is the first two. This is the one place to add a loss: its flag, its logs and its gradient follow.
 TERMS = {
     "kr": Term(1.0, "CE(z_T, y_r) of L_kr: T answers D_r at random (the paper gives it no weight)",
@@ -52,6 +55,10 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.recoverability(lirf.withdrawn(out), y)),
     "ft": Term(0.0, "L_ft, ours: T_r matches the features of T0's lower part",
                lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),
+    "mt": Term(0.0, "L_mt, ours: T answers D_r as T0 does without the deposit classes",
+               lambda lirf, out, y, y_r: losses.masked_target(out.z_t, out.z_0, lirf.deposited)),
+    "ms": Term(0.0, "L_ms, ours: L_mt on synthetic images of models/synthesis.py, which are made if it is not 0",
+               lambda lirf, out, y, y_r: losses.masked_target(out.s_t, out.s_0, lirf.deposited)),
 }
 
 
@@ -87,14 +94,15 @@ class LIRF(torch.nn.Module):
         self.training = mode
         return self
 
-    def forward(self, x):
-        """Outputs for images x (b, 3, s, s)."""
+    def forward(self, x, synthetic=None):
+        """Outputs for images x (b, 3, s, s) of D_r and, if there are any, for synthetic ones."""
+        n, images = len(x), x if synthetic is None else torch.cat([x, synthetic])
         with torch.no_grad():
-            f_0 = self.original_lower(x)
+            f_0 = self.original_lower(images)
             z_0 = self.upper(f_0)
-        f_t, f_r = self.target(x), self.deposit(x)
-        z_t, z_r = self.upper(torch.cat([f_t, f_r])).chunk(2)
-        return Outputs(f_0, f_t, f_r, z_0, z_t, z_r)
+        f_t, f_r = self.target(images), self.deposit(x)
+        z_t, z_r = self.upper(torch.cat([f_t, f_r])).split([len(images), n])
+        return Outputs(f_0[:n], f_t[:n], f_r, z_0[:n], z_t[:n], z_r, z_0[n:], z_t[n:])
 
     def random_labels(self, y, generator):
         """y_r of L_kr for the labels y (n,), drawn as --random_label says."""

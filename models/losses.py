@@ -17,11 +17,12 @@ def distillation(student, teacher, temperature):
     """KD(a, b) = T^2 KL(softmax(b/T) || softmax(a/T)), mean over the batch (Hinton et al., 2015).
 
     student, teacher: logits (batch, k) over the same k classes; temperature: T > 0.
-    The teacher's logits receive no gradient.
+    The teacher's logits receive no gradient. 0 of an empty batch.
     """
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / max(
+        1, len(student))
 
 
 def attention_map(features):
@@ -51,6 +52,12 @@ def knowledge_preserving(target_logits, original_logits, preserved, temperature)
 def partial_transfer(deposit_logits, original_logits, deposit, temperature):
     """L_pt = KD(g-bar(z_Tr), g-bar(z_0)): the knowledge of the deposit classes moves into T_r."""
     return distillation(select(deposit_logits, deposit), select(original_logits, deposit), temperature)
+
+
+def masked_target(target_logits, original_logits, deposit):
+    """L_mt = KL(t || softmax(z_T)), t = softmax(z_0) without the deposit columns: DELETE (Zhou et al., CVPR 2025) with
+    every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes."""
+    return distillation(target_logits, original_logits.float().index_fill(1, deposit, -1000.0), 1.0)
 
 
 def feature_transfer(features, reference):

@@ -20,13 +20,15 @@ _RENAMED = ((r"^(conv1|bn1)\.", r"stem.\1."), (r"^(fc|linear)\.", "head.fc."),
 _HEAD = ("head.fc.weight", "head.fc.bias")
 
 
-def read_weights(path):
+def read_weights(path, flag="--weights"):
     """{name: tensor} of a weights file, in the file's own names without prefixes. Nothing but plain types is unpickled.
+
+    flag: what names the file on the command line, for errors.
 
     Raises UserError when the file is missing, no weights file, or holds code or no weights.
     """
     if not os.path.isfile(path):
-        raise UserError(f"--weights {path} does not exist or is no file: name a file of weights, or imagenet")
+        raise UserError(f"{flag} {path} does not exist or is no file: name a file of weights, or imagenet")
     try:
         if path.endswith(".safetensors"):
             content = safetensors.torch.load_file(path)
@@ -34,9 +36,9 @@ def read_weights(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is none fails in as many ways as it has bytes
         if "GLOBAL" in str(error):  # the pickle's word for a name to import; other bytes fail without it
-            raise UserError(f"--weights {path} holds pickled code, which is never run: save the network's "
+            raise UserError(f"{flag} {path} holds pickled code, which is never run: save the network's "
                             f"state_dict() alone, or a .safetensors file") from None
-        raise UserError(f"--weights {path} is no weights file, or a damaged one ({type(error).__name__}): "
+        raise UserError(f"{flag} {path} is no weights file, or a damaged one ({type(error).__name__}): "
                         f"name one of torch.save or safetensors") from None
     while isinstance(content, dict) and (inner := [content[key] for key in WRAPPERS
                                                    if isinstance(content.get(key), dict)]):
@@ -46,7 +48,7 @@ def read_weights(path):
     while tensors and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)):
         tensors = {name[len(prefix):]: value for name, value in tensors.items()}
     if not tensors:
-        raise UserError(f"--weights {path} holds no weights: save a state_dict, bare or under "
+        raise UserError(f"{flag} {path} holds no weights: save a state_dict, bare or under "
                         f"{', '.join(WRAPPERS[:-1])}")
     return tensors
 

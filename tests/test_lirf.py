@@ -80,19 +80,19 @@ def test_the_loss_is_the_signed_and_weighted_sum_of_its_terms(make):
     weights = {name: float(i + 2) for i, name in enumerate(TERMS)}
     lirf = make(*[word for name, w in weights.items() for word in (f"--lambda_{name}", str(w))])
     step(lirf)
-    terms = lirf.losses(lirf(X), Y, Y_R)
+    terms = lirf.losses(lirf(X, X), Y, Y_R)
     signed = {name: w * (-1 if name == "at" else 1) for name, w in weights.items()}
     assert terms.keys() == {"loss", *(f"l_{name}" for name in TERMS)} and all(terms.values())
     assert terms["loss"].item() == pytest.approx(sum(w * terms[f"l_{n}"].item() for n, w in signed.items()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name,reached", [("kr", "target"), ("at", "target"), ("kp", "target"), ("pt", "deposit"),
-                                          ("re", "deposit"), ("ft", "deposit")])
+                                          ("re", "deposit"), ("ft", "deposit"), ("mt", "target"), ("ms", "target")])
 def test_a_terms_gradient_reaches_its_own_network_alone(make, name, reached):
     lirf = make()
     step(lirf)  # at the start L_at and L_kp are 0
     lirf.zero_grad()
-    lirf.losses(lirf(X), Y, Y_R)[f"l_{name}"].backward()
+    lirf.losses(lirf(X, X), Y, Y_R)[f"l_{name}"].backward()
     for other, part in lirf.trained().items():
         gradient = part.stem.conv1.weight.grad  # both branches share a pass, so it may be zero instead of none
         assert (gradient is not None and gradient.abs().sum() > 0) == (other == reached)

@@ -14,9 +14,9 @@ from utils.files import locked, remove_unfinished
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line, and gives the flags that --preset names their values."""
+    """Reports a wrong flag in one line, and gives the flags that --preset (or preset_flag) names their values."""
 
-    presets = {}
+    presets, preset_flag = {}, "preset"
 
     def error(self, message):
         if "--local-rank" in message or "--local_rank" in message:
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
-        preset = self.presets.get(getattr(parsed, "preset", None))
+        preset = self.presets.get(getattr(parsed, self.preset_flag, None))
         if preset:  # read again, so that a flag on the command line wins over the preset
             self.set_defaults(**preset)
             parsed = super().parse_args(args, namespace)

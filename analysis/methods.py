@@ -1,0 +1,159 @@
+"""Tables of scripts/9_methods.sh: the methods of forgetting, what each leaves of the deposit classes, and the figure of
+that beside the bytes that bring them back. With --choose, the cell of a grid at which a method is frozen."""
+
+import glob
+import os
+import statistics
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from analysis.table1 import print_table
+from utils.cli import make_parser, path, run
+from utils.errors import UserError
+from utils.files import load_json, read_log
+from utils.metrics import harmonic_mean
+from utils.tables import markdown, minus, summary
+
+DEEP = 91.0  # H Mean that a deep deposit must have
+COLUMNS = {"pre": "Pre", "dep": "Dep", "h_mean": "H Mean", "kl": "KL", "probe": "probe Dep"}
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=path, default=None,
+                        help="folder of <method>/seed<k>/*_residual_*.json; gets methods.md and methods.png")
+    parser.add_argument("--choose", type=path, default=None,
+                        help="folder of <cell>/target_residual_*.json: gets choice.md and, with the name of the cell "
+                             "that --rule chooses, choice.txt")
+    parser.add_argument("--rule", choices=["A", "B", "deep"], default="A",
+                        help="on held-out images. A: the highest H Mean; B: of Dep Acc up to 10, the least KL of T's "
+                             "preserved answers from T0's on images of D_r, which asks no preserved image; deep: of H "
+                             f"Mean from {DEEP:.0f}, the least Dep of the probe")
+    return parser
+
+
+def choose(folder):
+    """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images. Of
+    equal cells the first name is chosen; a rule that no cell satisfies chooses none."""
+    cells = {}
+    for name in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "target_residual_*.json"))):
+        found, original = load_json(name)["measures"], load_json(name)["reference"]["original"]
+        cells[name.split(os.sep)[-2]] = {
+            **found["answers"], "kl": found["drift"]["kl"], "probe": found["probe"]["dep"],
+            "h_mean": harmonic_mean(found["answers"]["pre"], original["answers"]["dep"] - found["answers"]["dep"])}
+    if not cells:
+        raise UserError(f"{folder} holds no cell with target_residual_*.json: run scripts/9_methods.sh")
+    chosen = {}
+    for rule, fits, cost in (("A", lambda c: True, lambda c: -c["h_mean"]),
+                             ("B", lambda c: c["dep"] <= 10, lambda c: c["kl"]),
+                             ("deep", lambda c: c["h_mean"] >= DEEP, lambda c: c["probe"])):
+        if fitting := [cell for cell in cells if fits(cells[cell])]:
+            chosen[rule] = min(fitting, key=lambda cell: cost(cells[cell]))
+    rows = {cell: {**{column: summary([figures[key]]) for key, column in COLUMNS.items()},
+                   "chosen by": ", ".join(rule for rule in chosen if chosen[rule] == cell) or "-"}
+            for cell, figures in cells.items()}
+    return chosen, rows
+
+
+def costs(folder):
+    """{"seconds", "passes" over D_r} of the run in a folder, from its log; {} where there is none."""
+    for name in ("forget_log.jsonl", "deposit_log.jsonl"):
+        log = os.path.join(folder, name)
+        if os.path.exists(log):
+            lines = [line for line in read_log(log) if "epoch" in line]
+            return {"seconds": sum(line["seconds"] for line in lines),
+                    "passes": sum(line.get("passes", 1) for line in lines)}
+    return {}
+
+
+def method_rows(records):
+    """{method: {column: summary}} of {method: [residual record, a draw each]}: T's answers, its costs, what is kept."""
+    rows = {}
+    for method, runs in records.items():
+        found = [{**run["measures"].get("answers", {}), **run.get("costs", {}),
+                  **{key: run["measures"].get("recovery", {}).get(key) for key in ("parameters", "bytes")},
+                  "dep_0": run["reference"]["original"].get("answers", {}).get("dep")} for run in runs]
+        for run in found:
+            run["h_mean"] = harmonic_mean(run.get("pre"), minus(run["dep_0"], run.get("dep")))
+            run["KB back"] = run["bytes"] and run["bytes"] / 1000
+        rows[method] = {COLUMNS.get(key, key): summary([run.get(key) for run in found]) for key in (
+            "pre", "dep", "h_mean", "seconds", "passes", "parameters", "KB back")}
+    return rows
+
+
+def residual_rows(records):
+    """({network: {measure: "Pre / Dep", or its first figure}}, {method: {measure: summary of rho}}), means over draws.
+    T0 and R are those that the records refer to."""
+    def text(figures):
+        shown = ("pre", "dep") if "pre" in figures[0] else [next(iter(figures[0]))]
+        return " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
+
+    every = [run for runs in records.values() for run in runs]
+    tables = {"T0": [run["reference"]["original"] for run in every],
+              "R": [figures for run in every for figures in run["reference"]["retrained"]],
+              **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
+    values = {name: {measure: text([run[measure] for run in runs]) for measure in runs[0]
+                     if measure != "recovery" and all(measure in run for run in runs)}
+              for name, runs in tables.items() if runs}
+    rhos = {method: {measure: summary([run["rho"].get(measure, {}).get("rho") for run in runs])
+                     for measure in runs[0]["rho"]} for method, runs in records.items()}
+    for method, runs in records.items():
+        steps = [[of_network.get("relearn", {}).get("steps") for of_network in (
+            run["measures"], *run["reference"]["retrained"])] for run in runs]
+        if all(None not in of_run and len(of_run) > 1 for of_run in steps):
+            rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) for of_t, *of_r in steps])
+    return values, rhos
+
+
+def print_tables(records, out=None):
+    """Print the tables of {method: [residual record, a draw each]} and, unless `out` is None, write them there too."""
+    values, rhos = residual_rows(records)
+    print_table("\n".join([markdown(method_rows(records), "method"), markdown(values, "Pre / Dep, or the figure"),
+                           markdown(rhos, "rho")]), out)
+
+
+def draw(records, out, measure="probe"):
+    """A point a method: bytes that bring the classes back, against rho of a measure; bars: a deviation over draws."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for marker, (method, runs) in zip("osD^vPX*h<>dp" * 9, records.items()):
+        size = summary([run["measures"].get("recovery", {}).get("bytes") for run in runs])
+        value = summary([run["rho"].get(measure, {}).get("rho") for run in runs])
+        if size and value:
+            axes.errorbar(size["mean"] / 1000, value["mean"], value["deviation"], (size["deviation"] or 0) / 1000,
+                          marker=marker, capsize=3, linestyle="none", label=method)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
+             ylabel=f"rho of the {measure}: 1 knows what T0 knows, 0 what R knows")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def main(args):
+    if (args.runs is None) == (args.choose is None):
+        raise UserError("name either --runs or --choose")
+    if args.choose:
+        chosen, rows = choose(args.choose)
+        print_table(markdown(rows, "cell"), os.path.join(args.choose, "choice.md"))
+        if args.rule not in chosen:
+            raise UserError(f"no cell of {args.choose} satisfies rule {args.rule}: see choice.md there")
+        print_table(chosen[args.rule] + "\n", os.path.join(args.choose, "choice.txt"))
+        return
+    records = {}
+    for name in sorted(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json"))):
+        record, folder = load_json(name), os.path.dirname(name)
+        if "rho" in record:  # not R's
+            records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
+    if not records:
+        raise UserError(f"{args.runs} holds no <method>/seed<k>/*_residual_*.json: run scripts/9_methods.sh")
+    print_tables(records, os.path.join(args.runs, "methods.md"))
+    draw(records, os.path.join(args.runs, "methods.png"))
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

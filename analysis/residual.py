@@ -1,0 +1,318 @@
+"""What networks still know of the deposit classes, relative to R, which was retrained without them:
+rho = (A_T - A_R) / (A_0 - A_R), 1 for a network that knows what T0 knows, 0 for one that knows what R knows. Fitted on
+training images, reported on test images. A network is a file of T0's architecture, ours or of others; its figures are
+kept beside it, as FILE_residual_<draw>.json, and not measured twice."""
+
+import copy
+import dataclasses
+import functools
+import itertools
+import os
+import statistics
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from analysis import measures
+from analysis.methods import print_tables
+from analysis.recovery import as_bytes, file_size
+from datasets import batches, evaluation_batches, load_images, read_partition
+from models.architectures import build_network, split_network
+from models.checkpoints import read
+from models.difference import BITS, decode, encode, shifted
+from models.losses import knowledge_preserving
+from models.weights import load_weights, read_weights
+from train_deposit import first_images
+from utils.checkpoint import checksum
+from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.errors import UserError
+from utils.files import load_json, save_json
+from utils.metrics import count_correct, harmonic_mean, percent
+from utils.run import settings_of
+from utils.runtime import Runtime
+
+RATES, DRAWS = (1e-1, 1e-2, 1e-3), 5  # the attacker's learning rates, and draws of images or orders
+SHOT_STEPS, KEPT_STEPS, CAP = (10, 50), (200,), 2000  # of k_shot and preserved_only; those at which relearn gives up
+PER_CLASS = 1000  # training images for probes, prototypes, membership; at most those there are
+
+
+class Known:
+    """A network, T0's Known and the images that it is examined on, ImageSets of `image_sets`."""
+
+    def __init__(self, network, partition, images, split_at, runtime, original=None):
+        self.network, self.partition, self.images, self.runtime = runtime.place(network), partition, images, runtime
+        self.parts, self.original = split_network(self.network, split_at), original or self
+
+    @functools.cached_property
+    def opened(self):
+        """A copy for the attacks that train, in which no bias of D is below the least of the preserved classes': a
+        masked class would get no gradient, and an attacker sees the mask. One rule for all networks."""
+        network, deposited = copy.deepcopy(self.network), self.partition.deposit_classes
+        with torch.no_grad():
+            bias = network[-1].fc.bias
+            bias[deposited] = bias[deposited].maximum(bias[self.partition.preserved_classes].min())
+        return network
+
+    @functools.cache
+    @torch.no_grad()
+    def features(self, split):
+        """{"cut": the feature map at the cut, pooled to 2 x 2 (n, 4c), "last": what the last layer reads (n, d),
+        "logits": (n, C), "y": (n,)} in float32, eval mode, no augmentation."""
+        (lower, upper), found = self.parts, {"cut": [], "last": [], "logits": [], "y": []}
+        self.network.eval()
+        for x, y in evaluation_batches(self.images[split], self.runtime.device):
+            f = lower(x)
+            h = torch.nn.Sequential(*upper[:-1], *upper[-1][:-1])(f)
+            for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
+                found[name].append(part.cpu())
+        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+    def by(self, measure, place, *more):
+        """A function of analysis.measures on features at "cut", "last" or "logits"."""
+        sets = [self.features(split)[name] for split in ("train", "test") for name in (place, "y")]
+        return measure(*sets, np.array(self.partition.deposit_classes), *more)
+
+    def prototype(self, k):
+        """measures.prototype with the network's own last layer."""
+        return self.by(measures.prototype, "last", *(t.numpy(force=True) for t in self.network[-1].fc.parameters()), k)
+
+    def accuracy(self, split, network=None):
+        """{"dep", "pre"} of the network, or of another, on a split."""
+        data = evaluation_batches(self.images[split], self.runtime.device)
+        counts = count_correct(network or self.network, data, self.partition.num_classes)
+        return {"dep": percent(counts, self.partition.deposit_classes),
+                "pre": percent(counts, self.partition.preserved_classes)}
+
+
+# Attacks that train. Each starts from a copy.
+
+
+def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=False):
+    """Yield (step, network in eval mode) for steps 0 .. `steps` of training a copy on an ImageSet: all parameters, SGD
+    with momentum 0.9, flip and crop, batch norm frozen unless bn_updated."""
+    student = copy.deepcopy(network).requires_grad_(True).eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr, 0.9)
+    yield 0, student
+    data = (batch for n in itertools.count()
+            for batch in batches(images, batch_size, runtime.device, generator=runtime.generator(draw, n)))
+    for step, (x, y) in zip(range(1, steps + 1), data):
+        student.train(bn_updated)
+        with runtime.autocast():
+            z = student(x)
+        optimizer.zero_grad()
+        F.cross_entropy(z.float(), y).backward()
+        optimizer.step()
+        yield step, student.eval()
+
+
+def relearned(known, images_of, steps):
+    """Dep and Pre after the last of `steps` of tuning on images_of(draw), mean over DRAWS, then those after the others
+    ("dep_10") and before the first ("dep_0").
+
+    The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on held-out
+    images: a fixed one favours networks with larger weights.
+    """
+    def at(rate, draw, split):
+        tuned = tune(known.opened, images_of(draw), steps[-1], rate, known.runtime, draw)
+        return {step: known.accuracy(split, student) for step, student in tuned if step in steps}
+
+    rate = max(RATES, key=lambda rate: harmonic_mean(*at(rate, 0, "held_out")[steps[-1]].values()))
+    found = [at(rate, draw, "test") for draw in range(DRAWS)]
+    return {**{name if step == steps[-1] else f"{name}_{step}": statistics.fmean(run[step][name] for run in found)
+               for step in reversed(steps) for name in ("dep", "pre")},
+            **{f"{name}_0": value for name, value in known.accuracy("test", known.opened).items()}, "lr": rate}
+
+
+def k_shot(known, k):
+    """Relearning from k images of each class. From images of D alone Dep would rise because all is answered "deposit";
+    batch norm in train mode would relearn by its statistics alone."""
+    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), SHOT_STEPS)
+
+
+def preserved_only(known):
+    """Fine-tuning on preserved images alone: what comes back was hidden, not removed (Siddiqui et al., 2505.22310)."""
+    return relearned(known, lambda draw: known.images["preserved"], KEPT_STEPS)
+
+
+def relearn(known):
+    """Steps of training on all classes, batch norm updated, until Dep on held-out images, read every 5 steps, reaches
+    90 % of T0's: mean and deviation over orders, at the rate of RATES that is fastest for this very network in the
+    first order. CAP where it does not; `censored` counts those.
+
+    Anamnesis index (Chundawat et al., TIFS 2023): steps of T over steps of R; 1 as R, below 1 residual knowledge. On a
+    nearly solved data set it is a ratio of small numbers.
+    """
+    level = 0.9 * known.original.accuracy("held_out_deposit")["dep"]
+
+    def steps(rate, draw, cap):
+        for step, student in tune(known.opened, known.images["all"], cap, rate, known.runtime, draw, 128, True):
+            if step % 5 == 0 and known.accuracy("held_out_deposit", student)["dep"] >= level:
+                return step
+        return CAP
+
+    best, least = RATES[0], CAP
+    for rate in RATES:  # a slower one need not be followed further than the best
+        if (found := steps(rate, 0, least)) < least:
+            best, least = rate, found
+    found = [least, *(steps(best, draw, CAP) for draw in range(1, DRAWS))]
+    return {"steps": statistics.fmean(found), "deviation": statistics.pstdev(found), "censored": found.count(CAP),
+            "lr": best}
+
+
+# What a network gives back and keeps.
+
+
+def recovery(known):
+    """The smallest difference T0 - T over the whole network, compressed, that gives T0 back: of BITS the fewest with
+    which T~ names at most 0.1 points fewer of the drawn images of D_r than T0, which a depositor can tell without a
+    test image. Bytes are those of the file; parameters: those of tensors in which T differs; Dep and Pre: of T~."""
+    target, whole = ({name: tensor.cpu() for name, tensor in network.state_dict().items()}
+                     for network in (known.network, known.original.network))
+    recovered, goal = copy.deepcopy(known.network), known.original.accuracy("deposit")["dep"] - 0.1
+    for bits in BITS:
+        data = encode(whole, target, bits)
+        recovered.load_state_dict(shifted(target, decode(data, target, bits), 1))
+        if known.accuracy("deposit", recovered)["dep"] >= goal:
+            break
+    changed = sum(p.numel() for name, p in known.network.named_parameters() if not target[name].equal(whole[name]))
+    return {"bytes": file_size({"difference": as_bytes(zlib.compress(data.numpy().tobytes(), 9))}), "bits": bits,
+            "parameters": changed, **known.accuracy("test", recovered)}
+
+
+def drift(known):
+    """Mean KL(g(z_0) || g(z_T)) on the images of D that --eval_split names: what a setting can be chosen by without any
+    preserved image."""
+    of_d = np.isin(known.features("test")["y"], known.partition.deposit_classes)
+    z, z_0 = (torch.from_numpy(k.features("test")["logits"][of_d]) for k in (known, known.original))
+    return {"kl": knowledge_preserving(z, z_0, torch.tensor(known.partition.preserved_classes), 1.0).item()}
+
+
+# This is the one place to add a measure: it gets a Known and gives {figure: value}; rho is taken of the first figure.
+MEASURES = {
+    "answers": lambda known: known.accuracy("test"),
+    "probe": lambda known: known.by(measures.linear_probe, "last"),
+    "probe_cut": lambda known: known.by(measures.linear_probe, "cut"),
+    "means": lambda known: known.by(measures.class_means, "last"),
+    "means_cut": lambda known: known.by(measures.class_means, "cut"),
+    "told": lambda known: known.by(measures.told_from_rest, "last"),
+    "named": lambda known: known.by(measures.named_among, "last"),
+    "prototype_1": lambda known: known.prototype(1),
+    "prototype_5": lambda known: known.prototype(5),
+    "prototype_25": lambda known: known.prototype(25),
+    "membership": lambda known: known.by(measures.membership, "logits"),
+    "preserved_only": preserved_only,
+    "k_shot_1": lambda known: k_shot(known, 1),
+    "k_shot_5": lambda known: k_shot(known, 5),
+    "k_shot_25": lambda known: k_shot(known, 25),
+    "relearn": relearn,
+    "recovery": recovery,
+    "drift": drift,
+}
+WITHOUT_RHO = ("relearn", "recovery", "drift")
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--networks", type=path, nargs="+", required=True,
+                        help="T: target.pt, say, or a network made elsewhere, of T0's architecture, in any file that "
+                             "train_scratch.py --weights reads")
+    parser.add_argument("--original", type=path, required=True, help="T0")
+    parser.add_argument("--retrained", type=path, nargs="*", default=[],
+                        help="R, of train_scratch.py --subset retrain; several, of other seeds, give its spread")
+    parser.add_argument("--partition", type=path, default=None,
+                        help="manifest with the deposit classes; unset: R's or, without R, T0's")
+    parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
+    parser.add_argument("--eval_split", choices=["test", "val"], default="test",
+                        help="images that the measures report on; val: those that the partition holds out")
+    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), metavar="MEASURE", default=list(MEASURES),
+                        help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--split_at", type=bounded(int), default=3, help="n of the cut at which features are probed")
+    add_running_args(parser, seed="draws the images; seed of the attacks that train")
+    return parser
+
+
+def image_sets(partition, args, device):
+    """The ImageSets of a Known. held_out: up to 100 training images a class, which no measure fits on; all: the other
+    training images; train: up to PER_CLASS of them a class; test: those of --eval_split."""
+    every = load_images(partition, args.data_dir, "train", partition.classes("all"))
+    fewest = every.labels.bincount().min().item()
+    held = max(1, min(100, fewest // 5))
+    count = min(PER_CLASS, fewest - held)
+    numbered = dataclasses.replace(every, images=torch.arange(len(every)))
+    rows = first_images(numbered, count + held, args.seed).images.view(-1, count + held)  # a row a class
+    others = torch.isin(numbered.images, rows[:, count:].flatten(), invert=True)
+    sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
+            "held_out": every[rows[:, count:].flatten()],
+            "test": load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))}
+    for name, whole, classes in (("deposit", "train", partition.deposit_classes),
+                                 ("preserved", "train", partition.preserved_classes),
+                                 ("held_out_deposit", "held_out", partition.deposit_classes)):
+        sets[name] = sets[whole][torch.isin(sets[whole].labels, torch.tensor(classes)).nonzero()[:, 0]]
+    return {name: image_set.to(device) for name, image_set in sets.items()}
+
+
+def measured(known, wanted, file, identity):
+    """{**identity, "measures": {measure: figures}}, those of `wanted` added one by one to what `file` holds of the same
+    identity (checksums of the networks, the settings), so that a killed run goes on and T0 and R are measured once."""
+    record = load_json(file) if os.path.exists(file) else {}
+    if any(record.get(name) != value for name, value in identity.items()):
+        record = {**identity, "measures": {}}
+    for name in wanted:
+        if name not in record["measures"]:
+            record["measures"][name] = figures = MEASURES[name](known)
+            save_json(file, record)
+            print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()
+                                                  if value is not None), flush=True)
+    return record
+
+
+def partition_of(args):
+    """(Partition whose deposit classes T has forgotten, architecture of T0)."""
+    content, partition = read(args.original, "original")
+    manifests = {args.partition: read_partition(args.partition)} if args.partition else {}
+    manifests.update({file: read(file, "retrained")[1] for file in args.retrained})
+    draws = [partition.other_draw(other, file, args.original) for file, other in manifests.items()] or [partition]
+    if len({draw.hash for draw in draws}) > 1:
+        raise UserError(f"{', '.join(manifests)} are of different deposit classes: name files of one draw")
+    return draws[0], content["arch"]
+
+
+def compared(of_t, of_0, of_r):
+    """{measure: rho} of the figures of T, T0 and each R, for the measures that all have."""
+    found = {}
+    for name in MEASURES:
+        if name not in WITHOUT_RHO and of_r and all(name in figures for figures in (of_t, of_0, *of_r)):
+            a_t, a_0, *a_r = (next(iter(figures[name].values())) for figures in (of_t, of_0, *of_r))
+            found[name] = measures.rho(a_t, a_r, a_0)
+    return found
+
+
+def main(args):
+    runtime = Runtime.of(args)
+    partition, arch = partition_of(args)
+    settings = settings_of(args, leave_out=("networks", "original", "retrained", "partition", "data_dir", "device",
+                                            "precision", "measures"),
+                           partition=partition.hash, precision=runtime.precision)
+    images, original, of_original, records, files = image_sets(partition, args, runtime.device), None, None, {}, {}
+    for file in (args.original, *args.retrained, *args.networks):
+        network = build_network(arch, partition.num_classes, partition.image_size)
+        tensors = read_weights(file, "network")
+        load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True)
+        known = Known(network.eval(), partition, images, args.split_at, runtime, original)
+        of_network = checksum({"tensors": tensors})
+        original, of_original = original or known, of_original or of_network
+        identity = {"settings": settings, "original": of_original, "network": of_network}
+        files[file] = f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"
+        records[file] = measured(known, args.measures, files[file], identity)
+    of_0, *of_r = (records[file]["measures"] for file in (args.original, *args.retrained))
+    for file in args.networks:
+        records[file] |= {"reference": {"original": of_0, "retrained": of_r},
+                          "rho": compared(records[file]["measures"], of_0, of_r)}
+        save_json(files[file], records[file])
+    print_tables({file: [records[file]] for file in args.networks})
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

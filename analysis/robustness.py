@@ -1,0 +1,73 @@
+"""What may speak for a deposit module: T goes on being trained on preserved images, as a network in use does, and is
+then withdrawn by T_r and by the difference, which fits exactly one T."""
+
+import os
+from types import SimpleNamespace
+
+import torch
+
+from analysis.residual import tune
+from analysis.table1 import print_table
+from datasets import evaluation_batches, load_images
+from models.architectures import join_network, split_network
+from models.difference import shifted
+from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.files import save_json
+from utils.metrics import table1
+from utils.runtime import Runtime
+from utils.tables import COLUMNS, WITHDRAWALS, markdown, summary
+from withdraw import load_parts, measure
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=path, nargs="+", required=True,
+                        help="folders of finished deposits, a draw each; each gets robustness.json")
+    parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
+    parser.add_argument("--steps", type=bounded(int, 0), nargs="+", default=[0, 50, 200, 1000],
+                        help="steps of training T, whole, on preserved images, at which it is withdrawn")
+    parser.add_argument("--lr", type=bounded(float, 0, above=True), default=0.01, help="their rate, constant")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "robustness.md"), help="table to write")
+    add_running_args(parser)
+    return parser
+
+
+def withdrawn_after(folder, args, runtime):
+    """{steps: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0."""
+    files = SimpleNamespace(save_path=folder, target=None, deposit=None, merge="concat")
+    _, partition, modules, scale, _ = load_parts(files)
+    runtime.place(modules)
+    preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
+                       for split, subset in (("train", "preservation"), ("test", "all")))
+    before, original = (modules[name].state_dict() for name in ("target", "difference"))
+    difference = {name: original[name] - tensor for name, tensor in before.items() if tensor.is_floating_point()}
+    target, found = join_network(modules["target"], modules["upper"]), {}
+    for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
+        if step in args.steps:
+            lower, parts = modules["difference"], torch.nn.ModuleDict()
+            parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
+            lower.load_state_dict(shifted(parts["target"].state_dict(), difference, 1))
+            parts["difference"], parts["deposit"] = lower, modules["deposit"]
+            counts = measure(parts, scale, evaluation_batches(test, runtime.device), partition, runtime.device)
+            found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
+    return found
+
+
+def rows_of(runs):
+    """{withdrawal, steps: {column: summary}} of runs of `withdrawn_after`."""
+    names = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}
+    return {f"{label}, {step} steps": {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
+                                       for key in ("pre_acc", "dep_acc", "avg_acc")}
+            for rule, label in names.items() for step in runs[0]}
+
+
+def main(args):
+    runtime, runs = Runtime.of(args), []
+    for folder in args.runs:
+        runs.append(withdrawn_after(folder, args, runtime))
+        save_json(os.path.join(folder, "robustness.json"), {**runtime.describe(), "lr": args.lr, "steps": runs[-1]})
+    print_table(markdown(rows_of(runs), "withdrawal"), args.out)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Other forgetting methods, what they leave of the deposit classes and what brings those back:
+#   bash scripts/9_methods.sh trials          the trials alone
+#   bash scripts/9_methods.sh [seed ...]      (default: 0 1 2) the reported runs, after the trials
+# Each trained method has six trials on a draw that is not reported, with a tenth of the training images held out. The
+# one of the highest H Mean on those (deep: of the least probe at H Mean 91) is frozen, $SAVE/trials/<method>/choice.txt,
+# and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one resumes.
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1: then T0 has seen
+#                                the held-out images, which the tables must say
+#   RETRAINED="0 1"              seeds of R for each draw, trained for RETRAIN_EPOCHS=$EPOCHS; two or more give a spread
+#   METHODS="neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep"      those with trials
+#   MEASURES=""                  of analysis.residual; unset: all
+#   DATASET=cifar10 DATA_DIR=data TRIAL_SEED=10
+#   SAVE=checkpoints/methods_$ARCH      gets original/, trials/, retrained*/ and <method>/seed<k>/, methods.md and .png
+#   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS FORGET_FLAGS      further flags of the stages
+# Networks made elsewhere enter the tables from $SAVE/<name>/seed<k>/: see analysis/README.md.
+# shellcheck disable=SC2086 # flags are words
+set -euo pipefail
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} TRIAL_SEED=${TRIAL_SEED:-10}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1}
+METHODS=${METHODS:-neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep}
+SAVE=${SAVE:-checkpoints/methods_$ARCH}
+if [ -n "${WEIGHTS:-}" ]; then weights="--weights $WEIGHTS"; else weights=; fi
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+if [ $# -eq 0 ]; then set -- 0 1 2; fi
+
+cells() { # method: a line a trial, its name and its flags
+    local flag=lr values value bn
+    case $1 in
+        neg_grad) values="1e-5 1e-4 1e-3" ;;
+        random_labels) values="3e-4 1e-3 1e-2" ;;
+        boundary_shrink) values="5e-5 5e-4 5e-3" ;;
+        bad_teacher | spotter) values="1e-4 1e-3 1e-2" ;;
+        delete) values="3e-4 1e-3 3e-3" ;;
+        lirf) flag=lambda_kp values="5 10 20" ;;
+        deep) values="0.02 0.05 0.1" ;;
+        *)
+            echo "METHODS: '$1' has no trials" >&2
+            return 1
+            ;;
+    esac
+    for value in $values; do
+        for bn in frozen updated; do echo "$flag${value}_$bn --$flag $value --bn_stats $bn"; done
+    done
+}
+
+make_target() { # method folder folder of the original, seed [flag ...]
+    draw_partition "$2" "$4"
+    case $1 in
+        lirf) train_deposit "$2" "$3" "$4" "${@:5}" ;;
+        deep) train_deposit "$2" "$3" "$4" --preset deep "${@:5}" ;;
+        *) python -m analysis.forget --method "$1" --save_path "$2" --partition "$2/partition.json" \
+            --data_dir "$DATA_DIR" --original "$3/original.pt" --seed "$4" ${FORGET_FLAGS:-} "${@:5}" ;;
+    esac
+}
+
+chosen() { # method: the flags of its frozen trial
+    local name
+    name=$(cat "$SAVE/trials/$1/choice.txt")
+    cells "$1" | while read -r cell flags; do if [ "$cell" = "$name" ]; then echo "$flags"; fi; done
+}
+
+for method in $METHODS; do cells "$method" > /dev/null; done
+
+VAL_FRACTION=0.1
+draw_partition "$SAVE/trials/original" "$TRIAL_SEED"
+train_original "$SAVE/trials/original" 0 $weights
+for method in $METHODS; do
+    targets=()
+    while read -ra words; do
+        run=$SAVE/trials/$method/${words[0]}
+        make_target "$method" "$run" "$SAVE/trials/original" "$TRIAL_SEED" "${words[@]:1}"
+        targets+=("$run/target.pt")
+    done < <(cells "$method")
+    python -m analysis.residual --networks "${targets[@]}" --original "$SAVE/trials/original/original.pt" \
+        --data_dir "$DATA_DIR" --eval_split val --measures answers drift probe
+    rule=A
+    if [ "$method" = deep ]; then rule=deep; fi
+    python -m analysis.methods --choose "$SAVE/trials/$method" --rule "$rule"
+done
+if [ "$1" = trials ]; then exit; fi
+
+VAL_FRACTION=0
+draw_partition "$SAVE/original" "$1"
+train_original "$SAVE/original" 0 $weights
+for seed in "$@"; do
+    retrained=() targets=()
+    for n in $RETRAINED; do
+        run=$SAVE/retrained_$n/seed$seed
+        draw_partition "$run" "$seed"
+        EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$run" "$n" --subset retrain
+        retrained+=("$run/retrained.pt")
+    done
+    for method in logit_mask pour_p $METHODS; do
+        run=$SAVE/$method/seed$seed flags=
+        case " $METHODS " in *" $method "*) flags=$(chosen "$method") ;; esac
+        make_target "$method" "$run" "$SAVE/original" "$seed" $flags
+        targets+=("$run/target.pt")
+        case $method in lirf | deep) withdraw "$run" ;; esac
+    done
+    python -m analysis.residual --networks "${targets[@]}" --original "$SAVE/original/original.pt" \
+        --retrained "${retrained[@]}" --data_dir "$DATA_DIR" ${MEASURES:+--measures $MEASURES}
+done
+for method in lirf deep; do
+    case " $METHODS " in *" $method "*)
+        python -m analysis.robustness --runs "$SAVE/$method"/seed* --data_dir "$DATA_DIR" \
+            --out "$SAVE/robustness_$method.md" ;;
+    esac
+done
+python -m analysis.methods --runs "$SAVE"

@@ -1,0 +1,195 @@
+"""Residual knowledge: each measure on features whose answer is known, on T0 and between two R; the command lines."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, WITHDRAW, fail, succeed
+from fixtures import make_folder
+
+from analysis import measures, methods, residual, robustness
+from datasets import ImageSet
+from models.architectures import build_network
+from models.checkpoints import load_network, read
+from utils.runtime import Runtime
+
+DEPOSITED = np.array([1, 3])
+OF_FEATURES = [measures.linear_probe, measures.class_means, measures.told_from_rest, measures.named_among]
+QUICK = ["answers", "probe", "probe_cut", "means", "means_cut", "told", "named", "prototype_5", "membership"]
+
+
+def made_up(seed, knows, n=60):
+    """(x, y, x_test, y_test, deposited) of four classes, each a direction of its own: all of them, if the network knows
+    all; else an image of D lies at random at one of the preserved classes."""
+    rng, sets = np.random.default_rng(seed), []
+    for _ in range(2):
+        y = np.repeat(np.arange(4), n)
+        place = y if knows else np.where(np.isin(y, DEPOSITED), 2 * rng.integers(0, 2, 4 * n), y)
+        sets += [np.eye(4)[place] * 4 + rng.normal(0, 0.5, (4 * n, 4)), y]
+    return *sets, DEPOSITED
+
+
+def first(measure, *data):
+    return next(iter(measure(*data).values()))
+
+
+@pytest.mark.parametrize("measure", OF_FEATURES)
+def test_rho_is_one_for_what_knows_all_and_about_zero_between_two_that_do_not(measure):
+    a_0, a_r = first(measure, *made_up(0, True)), [first(measure, *made_up(seed, False)) for seed in (1, 2, 3)]
+    assert a_0 > (0.97 if measure is measures.told_from_rest else 97) and measures.rho(a_0, a_r, a_0)["rho"] == 1
+    found = measures.rho(first(measure, *made_up(4, False)), a_r, a_0)
+    assert abs(found["rho"]) < 0.2 and found["usable"]
+    x, y, x_test, y_test, d = made_up(1, False)  # scaled features change nothing
+    assert first(measure, x * 1e-3, y, x_test * 1e-3, y_test, d) == pytest.approx(a_r[0], abs=0.9)
+
+
+def test_a_common_grave_and_a_hole_in_the_map_are_told_apart():
+    x, y, x_test, y_test, d = made_up(0, True)
+    rng = np.random.default_rng(0)
+    grave = [np.where(np.isin(labels, d)[:, None], [0, 4, 0, 0] + 0.1 * rng.normal(size=(len(labels), 4)), features)
+             for features, labels in ((x, y), (x_test, y_test))]
+    assert measures.told_from_rest(grave[0], y, grave[1], y_test, d)["auc"] > 0.99
+    assert 35 < measures.named_among(grave[0], y, grave[1], y_test, d)["acc"] < 65
+    assert measures.named_among(x, y, x_test, y_test, np.array([1])) == {"acc": 100.0}
+    assert measures.split_accuracy(np.full(240, 1), y, d) == {"dep": 50.0, "pre": 0.0}
+
+
+def test_the_probe_converges(recwarn):
+    assert list(measures.linear_probe(*made_up(0, False))) == ["dep", "pre"]
+    assert not [warning for warning in recwarn if "onverge" in str(warning.message)]
+
+
+def test_prototypes_bring_rows_back_where_the_features_part():
+    weight, bias = 100 * np.eye(4), np.array([0.0, -1000.0, 0.0, -1000.0])
+    weight[DEPOSITED] = 0
+    for k in (1, 25):
+        assert measures.prototype(*made_up(0, True), weight, bias, k)["dep"] > 95
+        assert measures.prototype(*made_up(0, False), weight, bias, k)["dep"] < 75
+    assert (weight[DEPOSITED] == 0).all() and bias[1] == -1000  # the network's own rows stay
+
+
+def test_membership_is_half_for_unknown_members_and_one_for_known_ones():
+    rng, y = np.random.default_rng(0), np.repeat(np.arange(4), 200)
+    z, z_test = (rng.normal(size=(800, 4)) for _ in range(2))
+    assert abs(measures.membership(z, y, z_test, y, DEPOSITED)["auc"] - 0.5) < 0.06
+    z[np.arange(800), y] += 20
+    assert measures.membership(z, y, z_test, y, DEPOSITED)["auc"] > 0.99
+
+
+def test_rho_names_its_parts_and_says_when_it_cannot_be_used():
+    assert measures.rho(80, [70], 90) == {"rho": 0.5, "A_T": 80, "A_R": 70, "A_0": 90, "spread_R": None, "usable": None}
+    assert measures.rho(60, [69, 71], 90)["rho"] == -0.5
+    assert not measures.rho(80, [50, 89], 90)["usable"] and measures.rho(80, [70], 70)["rho"] is None
+
+
+def test_tuning_leaves_the_network_and_frozen_statistics_as_they_are():
+    model = build_network("resnet8", 4, 16).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = ImageSet(torch.randint(0, 255, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 4, [0.5] * 3,
+                      [0.2] * 3, True)
+    steps = list(residual.tune(model, images, 3, 0.1, Runtime("cpu", "fp32"), 0))
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    after = steps[-1][1].state_dict()
+    assert all(torch.equal(after[n], before[n]) == ("running" in n or "tracked" in n) for n in after if "bn" in n)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folder with images/, original/original.pt, retrained_0/ and retrained_1/, lirf/seed0/; bee and dog deposited."""
+    root = tmp_path_factory.mktemp("residual")
+    make_folder(root / "images", train=20, test=8)
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", root / "images", "--deposit_classes", "bee,dog",
+            "--out", root / "partition.json")
+    common = ["--data_dir", root / "images", "--partition", root / "partition.json", *TINY]
+    for name, more in (("original", []), ("retrained_0", ["--subset", "retrain"]),
+                       ("retrained_1", ["--subset", "retrain", "--seed", "1"])):
+        succeed("train_scratch.py", "--save_path", root / name, "--arch", "resnet8", *common, "--epochs", "6", *more)
+    succeed("train_deposit.py", "--save_path", root / "lirf" / "seed0", "--original", root / "original/original.pt",
+            *common, "--lr", "0.05")
+    return root
+
+
+def examine(root, *files, wanted=(), retrained=("retrained_0", "retrained_1")):
+    """(records of analysis.residual for networks, what it printed)."""
+    text = succeed("analysis/residual.py", "--networks", *files, "--original", root / "original/original.pt",
+                   "--retrained", *(root / name / "retrained.pt" for name in retrained), "--data_dir", root / "images",
+                   *(["--measures", *wanted] if wanted else []), *WITHDRAW)
+    beside = [next(Path(file).parent.glob(f"{Path(file).stem}_residual_*.json")) for file in files]
+    return [json.loads(file.read_text()) for file in beside], text
+
+
+def test_t0_has_rho_one_and_r_itself_zero(networks):
+    found, _ = examine(networks, networks / "original/original.pt", networks / "retrained_0/retrained.pt", wanted=QUICK,
+                       retrained=["retrained_0"])
+    for record, value in zip(found, (1.0, 0.0)):
+        assert set(record["rho"]) == set(QUICK)
+        rhos = {figures["rho"] for figures in record["rho"].values()}
+        assert value in rhos and rhos <= {None, value}
+
+
+def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networks, monkeypatch):
+    """In another repository's layout, as README.md's command takes it; T0's own weights know all that T0 knows."""
+    for name, value in (("RATES", (1e-2,)), ("DRAWS", 1), ("CAP", 10), ("SHOT_STEPS", (1, 2)), ("KEPT_STEPS", (2,))):
+        monkeypatch.setattr(residual, name, value)
+    mine = networks / "mine" / "seed0" / "mine.pth"
+    mine.parent.mkdir(parents=True)
+    theirs = {f"module.{name.replace('stem.', '').replace('head.fc', 'linear')}": tensor for name, tensor
+              in load_network(str(networks / "original/original.pt"))[0].state_dict().items()}
+    torch.save({"state_dict": theirs}, mine)
+    files = networks / "lirf" / "seed0" / "target.pt", mine
+    (of_t, of_mine), text = examine(networks, *files)
+    assert set(of_t["measures"]) == set(residual.MEASURES) and set(of_t["rho"]) == set(residual.MEASURES) - {
+        *residual.WITHOUT_RHO}
+    for name, figures in of_t["measures"].items():  # Dep never without Pre
+        assert "dep" not in figures or figures["pre"] is not None, name
+    assert of_t["measures"]["recovery"]["parameters"] > 1000 > of_mine["measures"]["recovery"]["parameters"] == 0
+    assert of_mine["measures"]["answers"] == of_mine["reference"]["original"]["answers"]
+    assert {figures["rho"] for figures in of_mine["rho"].values()} <= {1.0, None}
+    assert "Anamnesis index" in text and str(mine) in text
+    monkeypatch.setattr(residual, "MEASURES", dict.fromkeys(residual.MEASURES))  # nothing is measured twice
+    assert examine(networks, *files)[0] == [of_t, of_mine]
+    succeed("analysis/methods.py", "--runs", networks)
+    table = (networks / "methods.md").read_text()
+    assert "| mine" in table and "| lirf" in table and "KB back" in table and " / " in table
+    rows, _ = methods.residual_rows({"mine": [of_mine]})
+    assert list(rows) == ["T0", "R", "mine"]
+
+
+def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
+    flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", *WITHDRAW]
+    torch.save(build_network("resnet20", 4, 16).state_dict(), tmp_path / "other.pt")
+    assert "does not fit" in fail("analysis/residual.py", "--networks", tmp_path / "other.pt", *flags)
+    assert "does not exist" in fail("analysis/residual.py", "--networks", tmp_path / "none.pt", *flags)
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", networks / "images", "--deposit_classes", "ant",
+            "--out", tmp_path / "partition.json")
+    assert "different deposit classes" in fail(
+        "analysis/residual.py", "--networks", networks / "original/original.pt", "--partition",
+        tmp_path / "partition.json", "--retrained", networks / "retrained_0/retrained.pt", *flags)
+    assert "holds no <method>" in fail("analysis/methods.py", "--runs", tmp_path)
+
+
+def test_held_out_images_are_none_of_those_fitted_on(networks):
+    _, partition = read(str(networks / "original/original.pt"), "original")
+    sets = residual.image_sets(partition, SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0),
+                               "cpu")
+    fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
+                               for name in ("train", "all", "held_out"))
+    assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
+    assert set(sets["held_out_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
+    assert set(sets["preserved"].labels.tolist()) == {0, 2}
+
+
+def test_withdrawal_after_further_training(networks, tmp_path):
+    folder = networks / "lirf" / "seed0"
+    succeed("withdraw.py", "--save_path", folder, "--data_dir", networks / "images", *WITHDRAW)
+    succeed("analysis/robustness.py", "--runs", folder, "--data_dir", networks / "images", "--steps", "0", "2", "--out",
+            tmp_path / "robustness.md", *WITHDRAW)
+    steps = json.loads((folder / "robustness.json").read_text())["steps"]
+    recover = json.loads((folder / "metrics.json").read_text())["recover"]
+    for rule in ("concat", "difference"):
+        assert steps["0"][rule]["dep_acc"] == recover[rule]["dep_acc"]
+    assert set(steps) == {"0", "2"} and "T~, difference, 2 steps" in (tmp_path / "robustness.md").read_text()
