@@ -60,6 +60,9 @@ def get_args_parser():
                              "logits and features; deep: T forgets more, held to T0 on synthetic images")
     method.add_argument("--split_at", type=bounded(int), default=3,
                         help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-)")
+    method.add_argument("--trained_blocks", type=bounded(int, 1), default=None,
+                        help="train so many blocks of lower_T, the last ones; the differences of a bank then disturb "
+                             "each other less; unset: all")
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
     method.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
@@ -121,6 +124,9 @@ def read_original(args):
     original, partition = open_original(original_path, args.split_at)
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
+    if args.trained_blocks is not None and args.trained_blocks > args.split_at:
+        raise UserError(f"--trained_blocks {args.trained_blocks} is more than the {args.split_at} of the lower part: "
+                        f"give fewer, or raise --split_at")
     taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))
     if taken:
         raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "

@@ -72,8 +72,11 @@ class LIRF(torch.nn.Module):
         super().__init__()
         self.args = args
         self.original_lower, self.upper = split_network(original.requires_grad_(False), args.split_at)
-        self.target = copy.deepcopy(self.original_lower).requires_grad_(True)
-        self.deposit = build_deposit_module(self.target, args.prune_ratio, partition.image_size)
+        self.target = copy.deepcopy(self.original_lower)
+        # The blocks of lower_T before those that are trained stay T0's, and so do their batch-norm statistics.
+        self.kept = len(self.target) - (args.trained_blocks or len(self.target))
+        self.target[self.kept:].requires_grad_(True)
+        self.deposit = build_deposit_module(self.original_lower, args.prune_ratio, partition.image_size)
         every, preserved, deposited = (torch.tensor(partition.classes(subset))
                                        for subset in ("all", "preservation", "deposit"))
         self.register_buffer("preserved", preserved)
@@ -91,6 +94,7 @@ class LIRF(torch.nn.Module):
         super().train(False)
         for name, module in self.trained().items():
             module.train(mode and self.args.bn_stats in ("updated", name))
+        self.target[:self.kept].eval()
         self.training = mode
         return self
 

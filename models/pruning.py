@@ -29,11 +29,11 @@ def build_deposit_module(lower, prune_ratio, image_size):
     least by L2 norm first (torch-pruning's group magnitude). The width of the output is kept, so
     that the frozen upper part fits; 0 gives the authors' full copy.
     """
-    module = copy.deepcopy(lower)
+    module = copy.deepcopy(lower).requires_grad_(True)  # which torch-pruning follows as well
     if prune_ratio == 0:
         return module
     training = module.training
-    module.requires_grad_(True).eval()  # torch-pruning follows the gradient graph
+    module.eval()
     x = torch.zeros(1, 3, image_size, image_size, device=next(module.parameters()).device)
     tp.pruner.BasePruner(module, x, importance=tp.importance.GroupMagnitudeImportance(p=2),
                          pruning_ratio=prune_ratio, ignored_layers=output_writers(module, x)).step()

@@ -58,6 +58,15 @@ def test_frozen_parts_stay_in_eval_have_no_gradient_and_do_not_change(make, bn_s
     assert not any(m.training for m in lirf.modules())
 
 
+def test_blocks_that_are_not_trained_stay_those_of_t0(make):
+    lirf = make("--trained_blocks", "1")
+    before = {name: t.clone() for name, t in lirf.target.state_dict().items()}
+    step(lirf)
+    moved = {name for name, t in lirf.target.state_dict().items() if not torch.equal(t, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"layer2"} and "layer2.0.bn1.running_mean" in moved
+    assert lirf.deposit.stem.conv1.weight.grad.abs().sum() > 0  # T_r is trained whole
+
+
 def test_at_the_start_t_is_the_original_and_t_r_is_pruned(make):
     lirf = make("--bn_stats", "frozen")
     out = lirf(X)
