@@ -15,7 +15,7 @@ from models.recover import MERGE_RULES, RecoverNetwork, released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import evaluate, metrics_path, read_metrics, record_network, table1, write_metrics
+from utils.metrics import evaluate, metrics_path, percent, read_metrics, record_network, table1, write_metrics
 from utils.runtime import Runtime
 from utils.tables import markdown, table1_rows
 
@@ -126,7 +126,11 @@ def main(args):
     data = evaluation_batches(images.to(runtime.device), runtime.device)
     counts = measure(runtime.place(modules), scale, data, partition, runtime.device)
     original = counts_of(content, target_path)
-    columns = {name: {**table1(c, partition, original[args.eval_split]), "counts": c} for name, c in counts.items()}
+    deposits = {", ".join(partition.class_names[c] for c in classes): classes
+                for classes in away_of(content, partition, target_path).values()}
+    columns = {name: {**table1(c, partition, original[args.eval_split]), "counts": c,
+                      "deposits": {names: percent(c, classes) for names, classes in deposits.items()}}
+               for name, c in counts.items()}
     target = columns.pop("target")
     if "released" in columns:
         columns["released"]["reads_label"] = True

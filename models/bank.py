@@ -67,7 +67,7 @@ def away_of(content, partition, path):
             raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise damaged(path, "its list of deposits does not fit its partition") from None
-    return away
+    return dict(away)
 
 
 def read_difference(path, target_path, content, away, lower):

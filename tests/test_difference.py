@@ -160,6 +160,12 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
     original, t = (load_network(str(folder / f"{name}.pt"))[0].state_dict()
                    for folder, name in ((chain[0], "original"), (bee, "target")))
     whole, _ = withdrawn(tmp_path / "both", cow / "target.pt", bee, cow)
+    succeed("withdraw.py", "--save_path", tmp_path / "both", "--target", cow / "target.pt", "--deposit", bee, cow,
+            "--merge", "difference", *WITHDRAW, "--data_dir", chain[1])
+    measured = json.loads((tmp_path / "both" / "metrics.json").read_text())["recover"]["difference"]
+    counts = measured["counts"]
+    assert measured["deposits"] == {name: pytest.approx(100 * counts["correct"][c] / counts["total"][c])
+                                    for name, c in (("bee", 1), ("cow", 2))}
     without_cow, _ = withdrawn(tmp_path / "one", cow / "target.pt", bee)
     without_bee, partition = withdrawn(tmp_path / "other", cow / "target.pt", cow)
     assert partition.deposit_classes == [1]
