@@ -55,6 +55,11 @@ def states_of(count, most, wanted, seed):
 def measure(network, differences, classes, states, data, split_at):
     """[{"away", "counts", "deposits": accuracy of each, "rest"}] of the states. classes: those of each deposit."""
     lower, upper = split_network(network, split_at)
+    changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
+    first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
+    with torch.no_grad():  # the blocks that are the same in every state
+        data = [(lower[:first](x), y) for x, y in data]
+    lower = lower[first:]
     whole = {name: tensor.clone() for name, tensor in lower.state_dict().items()}
     every = {c for of_deposit in classes for c in of_deposit}
     figures = []
@@ -128,7 +133,7 @@ def main(args):
         differences.append(difference)
     names = ["+".join(partition.class_names[c] for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
-    data = list(evaluation_batches(images, runtime.device))
+    data = evaluation_batches(images, runtime.device)
     states = states_of(len(classes), args.away, args.states, args.seed)
     figures = measure(network, differences, classes, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}

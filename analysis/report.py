@@ -39,7 +39,7 @@ def entry(name, root):
         return None
     folders = {os.path.relpath(os.path.dirname(path), root) for path in paths}
     heads = [read_log(log)[0] for folder in sorted(folders)
-             for log in sorted(glob.glob(os.path.join(root, folder, "*_log.jsonl")))]
+             for log in sorted(glob.glob(os.path.join(root, folder, table.logs)))]
     missing = [os.path.relpath(path, root) for path in paths
                if not glob.glob(os.path.join(os.path.dirname(path), table.logs))]
     if missing:
