@@ -122,7 +122,7 @@ def test_a_method_trains_on_d_alone_and_writes_what_the_stages_write(chain, tmp_
                                           *forget_flags(chain, tmp_path, "--bn_stats", "frozen"))
         assert "difference.pt" in fail("withdraw.py", "--save_path", tmp_path)
         assert "difference.pt" in fail("train_deposit.py", *deposit_flags(
-            chain, tmp_path / "next", "--original", tmp_path / "target.pt", "--split_at", "3"))
+            chain, tmp_path / "next", "--original", tmp_path / "target.pt", "--split_at", "1"))
 
 
 def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp_path):

@@ -154,8 +154,8 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     assert examine(networks, *files)[0] == [of_t, of_mine]
     succeed("analysis/methods.py", "--runs", networks)
     table = (networks / "methods.md").read_text()
-    assert "| mine" in table and "| lirf" in table and "KB back" in table and " / " in table
-    rows, _ = methods.residual_rows({"mine": [of_mine]})
+    assert "| mine" in table and "| lirf" in table and "H Mean" in table and " / " in table
+    rows, _ = methods.rows_of({"mine": [of_mine]})
     assert list(rows) == ["T0", "R", "mine"]
 
 
