@@ -107,7 +107,8 @@ def rows_of(records):
 def print_tables(records, out=None):
     """Print the tables of `rows_of` and, unless `out` is None, write them there too."""
     values, rhos = rows_of(records)
-    print_table(markdown(values, "Pre / Dep, or the figure") + "\n" + markdown(rhos, "rho"), out)
+    rho = "\n" + markdown(rhos, "rho") if any(rhos.values()) else ""  # there is none without R
+    print_table(markdown(values, "Pre / Dep, or the figure") + rho, out)
 
 
 def draw(records, out, measure="probe"):
