@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from analysis.tsne import features_of
-from datasets import batches, evaluation_batches, load_images, read_partition
+from datasets import batches, evaluation_batches, load_images
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import build_network
-from models.checkpoints import counts_of, describe, network_of, read
-from train_deposit import first_images
+from models.checkpoints import describe
+from train_deposit import first_images, read_original
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, make_parser, path, run
 from utils.metrics import count_correct, metrics_path, percent, record_network, table1, write_metrics
@@ -30,10 +30,11 @@ CHECK_EVERY = 10  # steps between two looks at whether a method with a stop has 
 class Networks:
     """T0 (frozen, eval mode), T, which starts as its copy, B with random weights, class ids, pixels' mean and std."""
 
-    def __init__(self, original, arch, partition, runtime):
-        self.original = runtime.place(original).requires_grad_(False).eval()
+    def __init__(self, original, partition, runtime):
+        self.original = runtime.place(original.network).requires_grad_(False).eval()
         self.target = copy.deepcopy(self.original).requires_grad_(True)
-        self.teacher = runtime.place(build_network(arch, partition.num_classes, partition.image_size)).eval()
+        self.teacher = build_network(original.arch, partition.num_classes, partition.image_size)
+        self.teacher = runtime.place(self.teacher).requires_grad_(False).eval()
         self.preserved, self.deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
                                           for subset in ("preservation", "deposit"))
         self.mean, self.std = (torch.tensor(v, device=runtime.device).view(1, 3, 1, 1)
@@ -151,7 +152,7 @@ def get_args_parser():
     files = parser.add_argument_group("files")
     files.add_argument("--save_path", type=path, required=True, help="folder of the run: gets target.pt, logs, metrics")
     files.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
-    files.add_argument("--original", type=path, required=True, help="T0")
+    files.add_argument("--original", type=path, default=None, help="T0; unset: original.pt in --save_path")
     files.add_argument("--partition", type=path, default=None, help="manifest with the deposit classes; unset: T0's")
     parser.add_argument("--method", choices=list(METHODS), required=True,
                         help="; ".join(f"{name}: {m.help}" for name, m in METHODS.items()) + ". Sets its own defaults")
@@ -159,14 +160,14 @@ def get_args_parser():
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
     # The limit of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=10, lr=1e-3, clip_norm=5.0, least_epochs=0)
-    parser.set_defaults(weight_decay=0.0)
+    parser.set_defaults(weight_decay=0.0, split_at=1, images_per_class=None)  # read_original asks for the last two
     add_running_args(parser)
     return parser
 
 
-def train(net, images, held_out, logged_figures, runtime, training, args):
-    """Train T on the ImageSet `images`, D_r, logging logged_figures() after each epoch; where the method has a stop,
-    until it names few of `held_out`."""
+def train(net, images, held_out, figures, prefix, runtime, training, args):
+    """Train T on the ImageSet `images`, D_r; where the method has a stop, until it names few of `held_out`. figures():
+    logged after each epoch, by names with the prefix; nothing is chosen by them."""
     method, steps = METHODS[args.method], steps_per_epoch(images, args.batch_size)
     optimizer = make_optimizer(net.target.parameters(), args)
     training.track(optimizer, network=net.target)
@@ -188,48 +189,42 @@ def train(net, images, held_out, logged_figures, runtime, training, args):
             take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
             if (i + 1) % CHECK_EVERY == 0 and forgotten():
                 break
-        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps, **logged_figures()})
+        shown = {f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"}
+        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps, **shown})
 
 
 def main(args):
-    runtime, method = Runtime.of(args), METHODS[args.method]
-    content, partition = read(args.original, "original")
-    original, counts_0 = network_of(content, partition, args.original), counts_of(content, args.original)
-    if args.partition is not None:
-        partition = partition.other_draw(read_partition(args.partition), args.partition, args.original)
+    runtime, method, out = Runtime.of(args), METHODS[args.method], os.path.join(args.save_path, "target.pt")
+    original, partition = read_original(args)
     settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision"),
-                           partition=partition.hash, precision=runtime.precision, original=content["checksum"])
-    out, logged = os.path.join(args.save_path, "target.pt"), partition.logged_split
+                           partition=partition.hash, precision=runtime.precision, original=original.identity)
     if already_done(out, "target", "forget", settings) is not None:
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs if method.loss else 0)
-    images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-    held_out = load_images(partition, args.data_dir, "val" if partition.val_fraction else "train",
-                           partition.deposit_classes)
-    shown = load_images(partition, args.data_dir, logged, partition.classes("all")).to(runtime.device)
-    net = Networks(original, content["arch"], partition, runtime)
+    logged = partition.logged_split
+    images, held_out, shown = (
+        load_images(partition, args.data_dir, split, partition.classes(subset)) for split, subset in (
+            ("train", "deposit"), ("val" if partition.val_fraction else "train", "deposit"), (logged, "all")))
+    shown = shown.to(runtime.device)
+    net = Networks(original, partition, runtime)
     if args.compile:
         runtime.compile(net.original, net.target, net.teacher)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)
-        return {**table1(counts, partition, counts_0[logged]), "counts": counts}
+        return {**table1(counts, partition, original.counts[logged]), "counts": counts}
 
-    def logged_figures():  # for the log alone: the last epoch is what is kept
-        prefix = "target" if logged == "test" else f"{logged}_target"
-        return {f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"}
-
-    train(net, images.to(runtime.device), first_images(held_out, 200, args.seed).to(runtime.device), logged_figures,
-          runtime, training, args)
+    train(net, images.to(runtime.device), first_images(held_out, 200, args.seed).to(runtime.device), figures,
+          "target" if logged == "test" else f"{logged}_target", runtime, training, args)
     if method.edit:
         with torch.no_grad():
             method.edit(net.target[-1].fc, net.deposited)
-    record_network(args.save_path, partition, "original", counts_0)
+    record_network(args.save_path, partition, "original", original.counts)
     write_metrics(metrics_path(args.save_path, logged), partition, target=figures())
-    # No deposit is beside it, so as a bank's network this one is refused.
-    save_checkpoint(out, "target", net.target.state_dict(), **describe(content["arch"], content["classes"], partition),
-                    settings=settings, counts=counts_0, split_at=len(original) - 2,
-                    original=f"{content['checksum']}/{args.method}", away={args.method: partition.deposit_classes})
+    # No difference lies beside it, so as a bank's network this one is refused.
+    save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=args.split_at,
+                    **describe(original.arch, partition.classes("all"), partition), counts=original.counts,
+                    original=original.identity, away={args.method: partition.deposit_classes})
     training.finish()
     print(f"wrote {out}")
 

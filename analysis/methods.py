@@ -35,15 +35,20 @@ def get_args_parser():
     return parser
 
 
+def h_mean(measured, original):
+    """H Mean of T, of its measures and T0's; None where its answers were not measured."""
+    answers = measured.get("answers", {})
+    return harmonic_mean(answers.get("pre"), minus(original.get("answers", {}).get("dep"), answers.get("dep")))
+
+
 def choose(folder):
     """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images. Of
     equal cells the first name is chosen; a rule that no cell satisfies chooses none."""
     cells = {}
     for name in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "target_residual_*.json"))):
         found, original = load_json(name)["measures"], load_json(name)["reference"]["original"]
-        cells[name.split(os.sep)[-2]] = {
-            **found["answers"], "kl": found["drift"]["kl"], "probe": found["probe"]["dep"],
-            "h_mean": harmonic_mean(found["answers"]["pre"], original["answers"]["dep"] - found["answers"]["dep"])}
+        cells[name.split(os.sep)[-2]] = {**found["answers"], "h_mean": h_mean(found, original),
+                                         "kl": found["drift"]["kl"], "probe": found["probe"]["dep"]}
     if not cells:
         raise UserError(f"{folder} holds no cell with target_residual_*.json: run scripts/9_methods.sh")
     chosen = {}
@@ -69,24 +74,9 @@ def costs(folder):
     return {}
 
 
-def method_rows(records):
-    """{method: {column: summary}} of {method: [residual record, a draw each]}: T's answers, its costs, what is kept."""
-    rows = {}
-    for method, runs in records.items():
-        found = [{**run["measures"].get("answers", {}), **run.get("costs", {}),
-                  **{key: run["measures"].get("recovery", {}).get(key) for key in ("parameters", "bytes")},
-                  "dep_0": run["reference"]["original"].get("answers", {}).get("dep")} for run in runs]
-        for run in found:
-            run["h_mean"] = harmonic_mean(run.get("pre"), minus(run["dep_0"], run.get("dep")))
-            run["KB back"] = run["bytes"] and run["bytes"] / 1000
-        rows[method] = {COLUMNS.get(key, key): summary([run.get(key) for run in found]) for key in (
-            "pre", "dep", "h_mean", "seconds", "passes", "parameters", "KB back")}
-    return rows
-
-
-def residual_rows(records):
-    """({network: {measure: "Pre / Dep", or its first figure}}, {method: {measure: summary of rho}}), means over draws.
-    T0 and R are those that the records refer to."""
+def rows_of(records):
+    """({network: {figure: text or summary}}, {method: {measure: summary of rho}}) of {method: [residual record, a draw
+    each]}: means over draws, Pre / Dep of a measure of both. T0 and R are those that the records refer to."""
     def text(figures):
         shown = ("pre", "dep") if "pre" in figures[0] else [next(iter(figures[0]))]
         return " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
@@ -98,9 +88,15 @@ def residual_rows(records):
     values = {name: {measure: text([run[measure] for run in runs]) for measure in runs[0]
                      if measure != "recovery" and all(measure in run for run in runs)}
               for name, runs in tables.items() if runs}
-    rhos = {method: {measure: summary([run["rho"].get(measure, {}).get("rho") for run in runs])
-                     for measure in runs[0]["rho"]} for method, runs in records.items()}
+    rhos = {}
     for method, runs in records.items():
+        kept = [{**run["measures"].get("recovery", {}), **run.get("costs", {})} for run in runs]
+        h_means = [h_mean(run["measures"], run["reference"]["original"]) for run in runs]
+        values[method] = {"H Mean": summary(h_means), **values[method],
+                          **{key: summary([of_run.get(key) for of_run in kept])
+                             for key in ("bytes", "parameters", "seconds", "passes")}}
+        rhos[method] = {measure: summary([run["rho"].get(measure, {}).get("rho") for run in runs])
+                        for measure in runs[0]["rho"]}
         steps = [[of_network.get("relearn", {}).get("steps") for of_network in (
             run["measures"], *run["reference"]["retrained"])] for run in runs]
         if all(None not in of_run and len(of_run) > 1 for of_run in steps):
@@ -109,10 +105,10 @@ def residual_rows(records):
 
 
 def print_tables(records, out=None):
-    """Print the tables of {method: [residual record, a draw each]} and, unless `out` is None, write them there too."""
-    values, rhos = residual_rows(records)
-    print_table("\n".join([markdown(method_rows(records), "method"), markdown(values, "Pre / Dep, or the figure"),
-                           markdown(rhos, "rho")]), out)
+    """Print the tables of `rows_of` and, unless `out` is None, write them there too."""
+    values, rhos = rows_of(records)
+    rho = "\n" + markdown(rhos, "rho") if any(rhos.values()) else ""  # there is none without R
+    print_table(markdown(values, "Pre / Dep, or the figure") + rho, out)
 
 
 def draw(records, out, measure="probe"):

@@ -53,20 +53,16 @@ def withdrawn_after(folder, args, runtime):
     return found
 
 
-def rows_of(runs):
-    """{withdrawal, steps: {column: summary}} of runs of `withdrawn_after`."""
-    names = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}
-    return {f"{label}, {step} steps": {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
-                                       for key in ("pre_acc", "dep_acc", "avg_acc")}
-            for rule, label in names.items() for step in runs[0]}
-
-
 def main(args):
-    runtime, runs = Runtime.of(args), []
+    runtime, runs, rows = Runtime.of(args), [], {}
     for folder in args.runs:
         runs.append(withdrawn_after(folder, args, runtime))
         save_json(os.path.join(folder, "robustness.json"), {**runtime.describe(), "lr": args.lr, "steps": runs[-1]})
-    print_table(markdown(rows_of(runs), "withdrawal"), args.out)
+    for rule, label in {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}.items():
+        for step in runs[0]:
+            rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
+                                              for key in ("pre_acc", "dep_acc", "avg_acc")}
+    print_table(markdown(rows, "withdrawal"), args.out)
 
 
 if __name__ == "__main__":

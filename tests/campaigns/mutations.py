@@ -261,11 +261,11 @@ def checkpoint_subjects(root, data):
     succeed("train_scratch.py", *running, *TINY, "--arch", "resnet8")
     train_one_epoch, reached = train_deposit.train_one_epoch, []
 
-    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch):
+    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved):
         reached[:] = lirf, training.settings, runtime, args
         if epoch == 1:
             raise KeyboardInterrupt(signal.SIGINT)
-        return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch)
+        return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
 
     with mock.patch.object(train_deposit, "train_one_epoch", stopped):
         call("train_deposit.py", *deposit)
