@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from analysis.ablation import named, overview
+from analysis.bank import bank_rows
+from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
+from utils.files import load_json
 from utils.tables import table1_rows
 
 
@@ -32,6 +35,16 @@ def table1(*, paper=None):
     return lambda paths: {**table1_rows(load_runs(paths)), **paper_rows(paper)}
 
 
+def bank(paths):
+    """The states of several banks, by the number of deposits away."""
+    return bank_rows([load_json(path) for path in paths])
+
+
+def recovery(paths):
+    """What is kept beside T, over draws."""
+    return recovery_rows([load_json(path)["points"] for path in paths])
+
+
 CIFAR10 = "CIFAR-10, test set, three draws"
 PUBLISHED = ('WEIGHTS={} ARCH={} EPOCHS=0 PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225" '
              'bash scripts/1_table1_cifar10.sh 0 1 2').format
@@ -42,6 +55,13 @@ TABLES = {
     "cifar10_resnet56": Table(CIFAR10, PUBLISHED("resnet56-4bfd9763.th", "resnet56"),
                               "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
+    "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
+                           PUBLISHED("resnet20-12fca82f.th", "resnet20").replace("1_table1_cifar10", "8_bank").replace(
+                               "bash", 'DEPOSIT_FLAGS="--lambda_kp 2.5" bash', 1),
+                           "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "recovery_resnet20": Table(CIFAR10, PUBLISHED("resnet20-12fca82f.th", "resnet20").replace(
+                                   "1_table1_cifar10", "6_recovery_bytes"),
+                               "recovery/resnet20/*/seed*/recovery.json", recovery, "kept beside T"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies what stands for finished runs, their logs, figures and manifests, from one folder to another:
+# Copies what stands for finished runs, their logs, measurements and manifests, from one folder to another:
 #   bash scripts/collect.sh checkpoints/ablation_resnet18 results/ablation
 set -euo pipefail
 if [ $# -ne 2 ]; then
@@ -7,5 +7,5 @@ if [ $# -ne 2 ]; then
     exit 2
 fi
 mkdir -p "$2"
-(cd "$1" && find . -name '*_log.jsonl' -o -name 'metrics*.json' -o -name '*_residual_*.json' -o -name robustness.json -o -name partition.json) | tar -C "$1" -cf - -T - |
+(cd "$1" && find . -name '*_log.jsonl' -o -name '*.json') | tar -C "$1" -cf - -T - |
     tar -C "$2" -xf -
