@@ -124,9 +124,6 @@ def read_original(args):
     original, partition = open_original(original_path, args.split_at)
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
-    if args.trained_blocks is not None and args.trained_blocks > args.split_at:
-        raise UserError(f"--trained_blocks {args.trained_blocks} is more than the {args.split_at} of the lower part: "
-                        f"give fewer, or raise --split_at")
     taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))
     if taken:
         raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "

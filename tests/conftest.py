@@ -3,6 +3,7 @@
 import glob
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,18 +22,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from fixtures import make_folder
+from utils.checkpoint import checksum, load_checkpoint
 from utils.cli import run
+from utils.files import read_log
 
 torch.set_num_threads(1)
 
 TINY = ["--epochs", "2", "--batch_size", "16", "--device", "cpu", "--precision", "fp32"]
 WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
-
-
-def run_script(script, *flags, **options):
-    """Run a script in a process of its own; returns the finished process with its text."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True,
-                          timeout=300, check=False, **options)
 
 
 def call(script, *flags):
@@ -114,6 +112,33 @@ def run_shell(script, *arguments, flags=None, **variables):
     return done.returncode, text, commands
 
 
+def rewrite(path, change, seal=True):
+    """Change what a checkpoint holds; seal: with a right checksum, so that only its own description can tell."""
+    content = load_checkpoint(str(path), path.stem)
+    change(content)
+    if seal:
+        content["checksum"] = checksum(content)
+    torch.save(content, path)
+
+
+def tensors_of(path):
+    """The tensors of a checkpoint whose file is named by its kind."""
+    return load_checkpoint(str(path), path.stem)["tensors"]
+
+
+def epochs_of(path):
+    """The epochs of a log, without their times."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(path) if "epoch" in record]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The paths of the images that are opened while the test runs."""
+    paths, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: paths.append(str(path)) or real(path, *a, **k))
+    return paths
+
+
 @pytest.fixture
 def folder(tmp_path):
     """An image folder that the test may change."""
@@ -132,6 +157,12 @@ def chain(tmp_path_factory):
     succeed("train_deposit.py", *common, *TINY, "--split_at", "2")
     succeed("withdraw.py", *common, *WITHDRAW)
     return save, data
+
+
+@pytest.fixture
+def spoiled(chain, tmp_path):
+    """A copy of the finished tiny run, for a test to spoil."""
+    return shutil.copytree(chain[0], tmp_path / "run")
 
 
 def scratch_flags(chain, save, *more):

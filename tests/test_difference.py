@@ -6,17 +6,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import WITHDRAW, deposit_flags, fail, scratch_flags, succeed
+from conftest import WITHDRAW, deposit_flags, fail, succeed
 
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from models.difference import BITS, decode, encode, pack, quantise, shifted, unpack
-from utils.checkpoint import checksum, load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 13, 1001])
+@pytest.mark.parametrize("count", [1, 2, 7, 1001])
 def test_packing_is_exact_and_leaves_no_gap(bits, count):
     values = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(count))
     values[0], values[-1] = 0, 2**bits - 1
@@ -62,15 +62,14 @@ def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
     assert not numbers.any() and not (numbers * scale).any()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value):
+def test_weights_that_are_not_finite_are_refused():
     original, target = lower_parts()
-    target["bn.weight"][1] = value
+    target["bn.weight"][1] = float("nan")
     with pytest.raises(UserError, match="'bn.weight' are not finite"):
         encode(original, target, 4)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 16])
+@pytest.mark.parametrize("bits", [2, 4])
 def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, tmp_path, bits):
     save, data = chain
     succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--difference_bits", bits, "--lr", "0.1"))
@@ -96,47 +95,12 @@ def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, 
     assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
 
 
-@pytest.mark.parametrize("what", ["run", "split point", "architecture"])
-def test_a_difference_of_another_deposit_is_refused(chain, tmp_path, what):
-    save, data = chain
-    flags = {"run": ["--seed", "1"], "split point": ["--split_at", "1"], "architecture": []}[what]
-    if what == "architecture":
-        succeed("train_scratch.py", *scratch_flags(chain, tmp_path, "--epochs", "1", "--arch", "cnn"))
-        flags = ["--original", tmp_path / "original.pt"]
-    succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--epochs", "1", *flags))
-    for ours, theirs in ((save, tmp_path), (tmp_path, save)):
-        line = fail("withdraw.py", "--save_path", tmp_path / "new", "--target", ours / "target.pt", "--deposit", theirs,
-                    "--data_dir", data)
-        assert "difference.pt does not belong to" in line
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("change,word", [
-    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][:-1]), "too few bytes"),
-    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].repeat(2)), "too many bytes"),
-    (lambda c: c["tensors"]["difference"][:4].view(torch.float32).fill_(float("nan")), "a scale is not finite"),
-    (lambda c: c["tensors"]["difference"][:4].view(torch.float32).fill_(1e38), "not finite"),
-    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].float()), "damaged"),
-    (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][None]), "damaged"),
-    (lambda c: c["tensors"].update(more=torch.zeros(1)), "bits or its tensors"),
-    (lambda c: c["tensors"].clear(), "bits or its tensors"), (lambda c: c.update(bits=9), "bits or its tensors"),
-    (lambda c: c.update(bits=8), "too few bytes"), (lambda c: c.update(bits=[4]), "bits or its tensors"),
-])
-def test_a_difference_that_contradicts_itself_is_refused(chain, tmp_path, change, word):
-    """Rewritten with a right checksum, so that only its own description can tell."""
-    content = load_checkpoint(str(chain[0] / "difference.pt"), "difference")
-    change(content)
-    content["checksum"] = checksum(content)
-    shutil.copy(chain[0] / "deposit.pt", tmp_path)
-    torch.save(content, tmp_path / "difference.pt")
-    assert word in fail("withdraw.py", "--save_path", chain[0], "--deposit", tmp_path, unchanged=chain[0])
-
-
 # the bank
 
-@pytest.fixture
-def bank(chain, tmp_path):
+@pytest.fixture(scope="module")
+def bank(chain, tmp_path_factory):
     """Two deposits, the second from the first's target: folders of the deposits of bee and of cow."""
+    tmp_path = tmp_path_factory.mktemp("bank")
     shutil.copytree(chain[0], tmp_path / "bee")
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", chain[1], "--deposit_classes", "cow", "--out",
             tmp_path / "cow.json")
@@ -179,11 +143,13 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
 def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     bee, cow = bank
     from_cow = deposit_flags(chain, tmp_path / "new", "--original", cow / "target.pt")
-    assert "'cow' is deposited already" in fail("train_deposit.py", *from_cow, "--partition", tmp_path / "cow.json")
+    again = fail("train_deposit.py", *from_cow, "--partition", cow.parent / "cow.json")
+    assert "'cow' is deposited already" in again
     assert "deposits of one bank share" in fail("train_deposit.py", *from_cow, "--split_at", "1")
     target = ["--save_path", tmp_path / "new", "--target", cow / "target.pt", "--merge"]
     assert "withdraws one deposit" in fail("withdraw.py", *target, "concat", "--deposit", cow, bee)
     assert "not away" in fail("withdraw.py", *target, "difference", "--deposit", bee, bee)
-    (bee / "difference.pt").unlink()
-    assert "difference.pt of bee" in fail("train_deposit.py", *from_cow)
+    shutil.copytree(cow, tmp_path / "alone")  # with no folder of bee's beside it
+    from_alone = ["--original", tmp_path / "alone" / "target.pt"]
+    assert "difference.pt of bee" in fail("train_deposit.py", *from_cow, *from_alone)
     assert not (tmp_path / "new").exists()

@@ -12,13 +12,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, scratch_flags, snapshot, succeed
+from conftest import ROOT, TINY, call, epochs_of, fail, scratch_flags, snapshot, succeed, tensors_of
 from forked import Process
 
 from datasets import ImageSet, batches
 from datasets.ragged import RaggedImages
 from utils import distributed
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_log
 from utils.run import TrainingRun
@@ -63,32 +62,19 @@ def on_two_ranks(script, *flags, killed_in=None):
     return [process.end() for process in processes]
 
 
-def log_of(folder, stage):
-    """(numbers of ranks in the heads of a log, its epochs without their times)."""
-    records = read_log(folder / f"{stage}_log.jsonl")
-    return ([record["ranks"] for record in records if "command" in record],
-            [{k: v for k, v in record.items() if k != "seconds"} for record in records if "epoch" in record])
-
-
 def assert_same_run(one, two, stage, files, ranks):
     """Equal weights, statistics and logged figures, but for the rounding of float64; `two` was begun and resumed on
     these numbers of ranks."""
     for name in files:
-        a, b = (load_checkpoint(str(folder / f"{name}.pt"), name)["tensors"] for folder in (one, two))
+        a, b = (tensors_of(folder / f"{name}.pt") for folder in (one, two))
         assert a.keys() == b.keys()
         for key, tensor in a.items():
             torch.testing.assert_close(b[key], tensor, rtol=1e-9, atol=1e-12)
-    (_, expected), (begun, epochs) = log_of(one, stage), log_of(two, stage)
-    assert begun == ranks and [record["epoch"] for record in epochs] == [1, 2, 3]
+    expected, epochs = (epochs_of(folder / f"{stage}_log.jsonl") for folder in (one, two))
+    assert [record["ranks"] for record in read_log(two / f"{stage}_log.jsonl") if "command" in record] == ranks
+    assert [record["epoch"] for record in epochs] == [1, 2, 3]
     for a, b in zip(expected, epochs):
         assert b == pytest.approx(a, rel=1e-9)
-
-
-def image_set(ragged=False):
-    pixels = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
-    if ragged:
-        pixels = RaggedImages(list(pixels.permute(0, 2, 3, 1).numpy()), 8)
-    return ImageSet(pixels, torch.arange(11), [0.5] * 3, [0.2] * 3, flip=True)
 
 
 def batches_on(monkeypatch, rank, ranks, images, size, training=True):
@@ -99,25 +85,24 @@ def batches_on(monkeypatch, rank, ranks, images, size, training=True):
 
 @pytest.mark.parametrize("ragged", [True, False])
 def test_the_ranks_share_every_batch_evenly_and_drop_what_is_left_over(monkeypatch, ragged):
-    images = image_set(ragged)
+    pixels = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
+    if ragged:
+        pixels = RaggedImages(list(pixels.permute(0, 2, 3, 1).numpy()), 8)
+    images = ImageSet(pixels, torch.arange(11), [0.5] * 3, [0.2] * 3, flip=True)
     whole = batches_on(monkeypatch, 0, 1, images, 4)
     shares = [batches_on(monkeypatch, rank, 2, images, 4) for rank in range(2)]
     assert [len(y) for _, y in whole] == [4, 4] and len(whole) == len(shares[0]) == len(shares[1])
-    for (x, y), *parts in zip(whole, *shares):
+    for batch, *parts in zip(whole, *shares):
         assert all(len(part) == 2 for _, part in parts)
-        assert torch.equal(x, torch.cat([part for part, _ in parts]))
-        assert torch.equal(y, torch.cat([part for _, part in parts]))
+        assert all(map(torch.equal, batch, map(torch.cat, zip(*parts))))
     seen = [torch.cat([y for _, y in batches_on(monkeypatch, rank, 2, images, 4, training=False)]) for rank in (0, 1)]
     assert all(y.tolist() == list(range(11)) for y in seen)  # evaluation: all of them, on any rank
-
-
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
     for size in (4, 100):  # the latter is cut to the 11 images that there are
         with pytest.raises(UserError, match="cannot be shared evenly by 3 devices: make --batch_size a multiple"):
-            batches_on(monkeypatch, 0, 3, image_set(), size)
+            batches_on(monkeypatch, 0, 3, images, size)
 
 
-def test_torchrun_ends_all_ranks_with_one_line(chain, tmp_path):
+def test_torchrun_ends_all_ranks_with_one_line_and_another_launcher_is_refused(chain, tmp_path, monkeypatch):
     shutil.copy(chain[0] / "partition.json", tmp_path)
     before = snapshot(tmp_path)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
@@ -128,18 +113,21 @@ def test_torchrun_ends_all_ranks_with_one_line(chain, tmp_path):
     assert "make --batch_size a multiple" in line
     assert {k: v for k, v in snapshot(tmp_path).items() if k in before} == before
     assert not list(tmp_path.glob("*.pt"))
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert "torchrun --nproc_per_node" in fail("train_scratch.py", *scratch_flags(chain, tmp_path))
 
 
 def test_one_process_is_resumed_by_two(chain, tmp_path, monkeypatch, float64):
     one, two = tmp_path / "one", tmp_path / "two"
     succeed("train_scratch.py", *scratch_flags(chain, one, *ORIGINAL))
+    end_epoch = TrainingRun.end_epoch
+
+    def stop(self, epoch, figures):
+        end_epoch(self, epoch, figures)
+        raise KeyboardInterrupt(signal.SIGTERM)
+
     with monkeypatch.context() as patch:
-        end_epoch = TrainingRun.end_epoch
-
-        def stop(self, epoch, figures):
-            end_epoch(self, epoch, figures)
-            raise KeyboardInterrupt(signal.SIGTERM)
-
         patch.setattr(TrainingRun, "end_epoch", stop)
         assert call("train_scratch.py", *scratch_flags(chain, two, *ORIGINAL))[0] == 143
     (status, out, err), (other, nothing, _) = on_two_ranks("train_scratch.py", *scratch_flags(chain, two, *ORIGINAL))
@@ -163,12 +151,12 @@ def test_two_processes_one_of_them_killed_are_resumed_by_one(chain, tmp_path, fl
     assert_same_run(one, two, "deposit", ["target", "deposit"], ranks=[2, 1])
 
 
-@pytest.mark.parametrize("script,flags,what", [
-    ("withdraw.py", [], "it"), ("partition_data.py", [], "it"), ("analysis/train_student.py", [], "it"),
-    ("train_scratch.py", ["--compile"], "--compile"), ("train_deposit.py", ["--compile"], "--compile")])
-def test_what_needs_one_device_says_so(monkeypatch, capsys, script, flags, what):
+@pytest.mark.parametrize("words", ["withdraw.py", "partition_data.py", "analysis/train_student.py",
+                                   "train_scratch.py --compile", "train_deposit.py --compile"])
+def test_what_needs_one_device_says_so(monkeypatch, capsys, words):
     monkeypatch.setattr(distributed, "ranks", 2)
-    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.setattr(sys, "argv", words.split())
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        runpy.run_path(str(ROOT / words.split()[0]), run_name="__main__")
+    what = "--compile" if "--compile" in words else "it"
     assert stopped.value.code == 1 and f"error: {what} runs on one device" in capsys.readouterr().err

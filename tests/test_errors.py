@@ -1,75 +1,62 @@
 """Every mistake of the user and every fault of the machine: one clear line on stderr, an exit status, nothing lost;
 what is damaged or hostile is refused and never run. The campaigns, which try this at random, stand here in short."""
 
+import dataclasses
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
-import zipfile
-import zlib
-from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from campaigns import faults, mutations
-from conftest import ROOT, call, deposit_flags, fail, run_script, scratch_flags, snapshot, succeed
+from conftest import ROOT, call, deposit_flags, epochs_of, fail, rewrite, scratch_flags, snapshot, succeed
 from fixtures import make_folder
-from forked import Process
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_deposit
 import train_scratch
-from datasets import batches, load_images, make_partition
-from models.losses import draw_random_labels
+import utils.run
+from datasets import read_partition
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.files import locked, read_log, write_atomically
-from utils.optim import LossMeter, check_finite
-from utils.runtime import Runtime
+from utils.files import locked, write_atomically
+from utils.optim import LossMeter
 
 
-@pytest.fixture
-def run(chain, tmp_path):
-    """A copy of the finished tiny chain, for a test to spoil."""
-    shutil.copytree(chain[0], tmp_path / "run")
-    return tmp_path / "run"
+def withdraw_fails(run):
+    """The line of a withdrawal in `run` that fails and changes nothing there."""
+    return fail("withdraw.py", "--save_path", run, unchanged=run)
 
 
-def rewrite(path, kind, change, seal=True):
-    """Change what a checkpoint holds; seal: with a right checksum, so that only its own description can tell."""
-    content = load_checkpoint(str(path), kind)
-    change(content)
-    if seal:
-        content["checksum"] = checksum(content)
-    torch.save(content, path)
-
-
-def redeposit(chain, run, *more, unchanged=None):
-    """The line of a deposit that fails in `run`, from the original there."""
+def redeposit_fails(chain, run, *more):
+    """The line of a deposit in `run` that fails, from the original there, and changes nothing."""
     for name in ("deposit.pt", "target.pt"):
         (run / name).unlink(missing_ok=True)
-    return fail("train_deposit.py", *deposit_flags(chain, run, "--original", run / "original.pt", *more),
-                unchanged=unchanged or run)
+    return fail("train_deposit.py", *deposit_flags(chain, run, "--original", run / "original.pt", *more), unchanged=run)
 
 
-# the campaigns in short
+# the campaigns: in short, or as many times as long as the environment variable says
+
+TIMES = int(os.environ.get("CAMPAIGN", "1"))
+
 
 def test_faults_change_no_result(tmp_path):
-    records = list(faults.campaign(str(tmp_path), ["kills", "stops", "full_disk"], count=6, epochs=2, seed=1))
-    assert sum("fault" in record for record in records) == 6
+    """What is killed, stopped or starved, and resumed, equals bit for bit the run that was left alone."""
+    records = list(faults.campaign(tmp_path, count=6 * TIMES, epochs=3, seed=TIMES))
+    assert {"original", "deposit"} <= {record["stage"] for record in records} and len(records) >= 8
     assert [record for record in records if record["verdict"] != "good"] == []
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_mutated_files_are_refused_or_read_as_they_were_written(tmp_path):
-    verdicts = list(mutations.campaign(tmp_path, cases=250, seed=1))
-    assert len(verdicts) == 250 and {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}
+    verdicts = list(mutations.campaign(tmp_path, cases=200 * TIMES, seed=TIMES))
+    assert {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}
     assert [v for v in verdicts if v[2] == "wrong"] == []
 
 
@@ -82,59 +69,48 @@ def test_the_campaign_judges(read, kind, verdict):
     assert mutations.judge(mutations.Subject("", read), kind, "as written")[0] == verdict
 
 
-# flags and paths
+# the command line
 
-def test_missing_files_are_named_and_nothing_is_made(chain, tmp_path):
-    save, data = chain
-    new, original = tmp_path / "new", ["--original", save / "original.pt"]
-    for script, word, flags in (
-            ("train_scratch.py", "none.json does not exist", ["--partition", "none.json", "--data_dir", data]),
-            ("train_deposit.py", "original.pt does not exist", ["--data_dir", data]),
-            ("train_deposit.py", "nowhere", ["--data_dir", "nowhere", *original]),
-            ("withdraw.py", "target.pt does not exist", []),
-            ("withdraw.py", "difference.pt does not exist", ["--target", save / "target.pt"])):
-        assert word in fail(script, "--save_path", new, *flags)
-    assert "nowhere" in fail("partition_data.py", "--dataset", "folder", "--data_dir", "nowhere", "--out", new / "p")
-    assert not new.exists()
-    assert "nowhere" in fail("withdraw.py", "--save_path", save, "--data_dir", "nowhere", unchanged=save)
-
-
-@pytest.mark.parametrize("flags", [
-    ["--prune_ratio", "1"], ["--temperature", "0"], ["--lambda_kp", "-1"], ["--lr", "inf"], ["--epochs", "0"],
-    ["--lambda_at", "x"], ["--lambda", "1"], ["--images_per_class", "0"], ["--difference_bits", "9"],
-    ["--preset", "theirs"], ["--split_at", "0"], ["--split_at", "4"], ["--split_at", "two"], ["--seed", "-1"],
-    ["--images_per_class", "13"], ["--device", "gpu"], ["--save_path", "s3://bucket/run"],
-])
-def test_a_flag_that_makes_no_sense_is_named(chain, tmp_path, flags):
-    assert flags[0] in fail("train_deposit.py", *deposit_flags(chain, tmp_path / "new", *flags))
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("flags,word", [
-    (["--warmup_epochs", "2"], "at the full rate"), (["--schedule", "step"], "no milestone within --epochs 2"),
-])
-def test_a_schedule_that_would_do_nothing_is_refused(chain, tmp_path, flags, word):
-    assert word in fail("train_scratch.py", *scratch_flags(chain, tmp_path, *flags), unchanged=tmp_path)
+PARTITION, SCRATCH, DEPOSIT, WITHDRAW = "partition_data.py", "train_scratch.py", "train_deposit.py", "withdraw.py"
+ROWS = [
+    # files and folders that are not there; {run} and {data} are those of the chain
+    (PARTITION, "--data_dir nowhere", "nowhere"), (SCRATCH, "--partition none.json", "none.json does not exist"),
+    (SCRATCH, "--data_dir nowhere", "nowhere"), (DEPOSIT, "--data_dir nowhere", "nowhere"),
+    (DEPOSIT, "--original none.pt", "none.pt does not exist"),
+    (WITHDRAW, "", "target.pt does not exist"), (WITHDRAW, "--target {run}/target.pt", "difference.pt does not exist"),
+    (WITHDRAW, "--target {run}/target.pt --deposit {run} --data_dir nowhere", "nowhere"),
+    (DEPOSIT, "--save_path {run}/metrics.json", "metrics.json"),
+    (WITHDRAW, "--save_path ~/none", "{home}/none/target.pt"),
+    # values of flags
+    *((DEPOSIT, flags, flags.split()[0]) for flags in (
+        "--prune_ratio 1", "--temperature 0", "--lambda_kp -1", "--lr inf", "--epochs 0", "--lambda_at x", "--lambda 1",
+        "--images_per_class 0", "--images_per_class 13", "--difference_bits 9", "--preset theirs", "--split_at 0",
+        "--split_at 4", "--split_at two", "--seed -1", "--device gpu", "--save_path s3://bucket/run")),
+    (SCRATCH, "--warmup_epochs 2", "at the full rate"), (SCRATCH, "--schedule step", "no milestone within --epochs 2"),
+    (SCRATCH, "--local-rank=0", "torchrun"), (SCRATCH, "--epochs 0", "name the weights"),
+    (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),
+    # deposit classes, held-out images, mean and std
+    (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "empty"),
+    (PARTITION, "--deposit_classes 4", "'4' is no class"), (PARTITION, "--deposit_classes ant,bee,cow,dog", "every"),
+    (PARTITION, "--deposit_fraction 1.5", "out of range"), (PARTITION, "--deposit_fraction nan", "out of range"),
+    (PARTITION, "--deposit_fraction 0.1", "deposits 0 of 4"), (PARTITION, "--dataset mnist", "invalid"),
+    (PARTITION, "--deposit_fraction 0.3 --deposit_classes ant", "not allowed with"),
+    (PARTITION, "--val_fraction 0.01", "holds out no image"),
+    (PARTITION, "--mean 0.5 0.5 0.5", "belong together"), (PARTITION, "--std 0.5 0.5 0.5", "belong together"),
+    (PARTITION, "--mean 0.5 0.5 1.5 --std 1 1 1", "out of range"), (PARTITION, "--mean 0.5 --std 0.5", "expected 3"),
+    (PARTITION, "--mean 0 0 0 --std 0 1 1", "out of"), (PARTITION, "--mean nan 0 0 --std 1 1 1", "out of range"),
+]
 
 
-@pytest.mark.parametrize("flags,word", [
-    (["--deposit_classes", "bee,eel"], "'eel' is no class"), (["--deposit_classes", " , "], "empty"),
-    (["--deposit_classes", "4"], "'4' is no class"), (["--deposit_classes", "ant,bee,cow,dog"], "every class"),
-    (["--deposit_fraction", "1.5"], "out of range"), (["--deposit_fraction", "nan"], "out of range"),
-    (["--deposit_fraction", "0.1"], "--deposit_fraction 0.1 deposits 0 of 4"), (["--dataset", "mnist"], "invalid"),
-    (["--deposit_fraction", "0.3", "--deposit_classes", "ant"], "not allowed with"),
-    (["--val_fraction", "0.01"], "holds out no image"), (["--val_fraction", "0.9"], "no training image"),
-])
-def test_a_senseless_partition_is_refused(tmp_path, flags, word):
-    folder = make_folder(tmp_path / "data", train=4, test=1)
-    out = tmp_path / "new" / "p.json"
-    assert word in fail("partition_data.py", "--dataset", "folder", "--data_dir", folder, "--out", out, *flags)
-    assert not out.parent.exists()
-
-
-def test_home_is_expanded_in_paths():
-    args = train_deposit.get_args_parser().parse_args(["--save_path", "~/run"])
-    assert args.save_path == os.path.expanduser("~/run") != "~/run"
+@pytest.mark.parametrize("script,flags,word", ROWS)
+def test_a_mistake_on_the_command_line_is_named_and_nothing_is_made(chain, tmp_path, monkeypatch, script, flags, word):
+    monkeypatch.chdir(tmp_path)
+    (run, data), new = chain, tmp_path / "new"
+    common = {PARTITION: ["--dataset", "folder", "--data_dir", data, "--out", new / "p.json"],
+              SCRATCH: scratch_flags(chain, new), DEPOSIT: deposit_flags(chain, new), WITHDRAW: ["--save_path", new]}
+    line = fail(script, *common[script], *flags.format(run=run, data=data).split())
+    assert word.format(home=Path.home()) in line
+    assert not {path.name for path in new.rglob("*")} - {"partition.json"}
 
 
 # checkpoints
@@ -142,12 +118,17 @@ def test_home_is_expanded_in_paths():
 def flip_a_bit(path):
     """Damage one weight, leaving the archive readable to a reader that checks nothing."""
     content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda info: info.file_size)
-    content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
+def state_with(tensor):
+    """Writes a small file that claims a tensor which no stage writes, and whose checksum would take all memory."""
+    content = {"format": "lirf/2", "kind": "target", "tensors": {"w": tensor}, "checksum": ""}
+    return lambda path: torch.save(content, path)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("spoil,word", [
     (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "truncated"), (flip_a_bit, "damaged"),
     (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
@@ -156,86 +137,89 @@ def flip_a_bit(path):
     (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "not a checkpoint of this project"),
     (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
     (lambda path: path.write_bytes(mutations.code(path.read_bytes(), random.Random(0))), "pickled code"),
+    (lambda path: shutil.copy(path.parent / "original.pt", path), "kind 'original', not target or recover"),
+    *((state_with(tensor), "holds what no stage writes") for tensor in (
+        torch.zeros(1).expand(2**40), torch.empty(2**40, device="meta"), torch.zeros(2, 2).to_sparse())),
+    *((lambda path, change=change: rewrite(path, change, seal=False), "does not match its checksum") for change in (
+        lambda c: c.update(arch="resnet20"), lambda c: c["counts"]["test"]["correct"].reverse(),
+        lambda c: c["settings"].update(lr=0.5), lambda c: c.update(more=1))),
 ])
-def test_a_damaged_or_foreign_checkpoint_is_refused(chain, run, spoil, word):
-    for name in ("original.pt", "target.pt"):
-        spoil(run / name)
-    assert word in fail("withdraw.py", "--save_path", run, unchanged=run)
-    assert word in redeposit(chain, run)
+def test_a_damaged_or_foreign_checkpoint_is_refused(spoiled, spoil, word):
+    spoil(spoiled / "target.pt")
+    assert word in withdraw_fails(spoiled)
     assert not os.path.exists(mutations.MARKER)
 
 
-def test_a_checkpoint_of_another_kind_is_refused(chain, run):
-    assert "kind 'original', not target or recover" in fail("withdraw.py", "--save_path", run, "--target",
-                                                            run / "original.pt", unchanged=run)
-    (run / "original.pt").write_bytes((run / "deposit.pt").read_bytes())
-    assert "kind 'deposit', not original or target" in redeposit(chain, run)
+def floats(content):
+    """The packed difference of a difference.pt as the numbers that its first bytes are."""
+    return content["tensors"]["difference"][:4].view(torch.float32)
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c["tensors"].pop("head.fc.bias"), lambda c: c["tensors"].update({"extra": torch.zeros(1)}),
-    lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(3, 64)}),
-    lambda c: c["tensors"].update({"head.fc.weight": c["tensors"]["head.fc.weight"].double()}),
-    lambda c: c.update(arch="resnet20"), lambda c: c.update(arch=["vgg"]), lambda c: c.pop("arch"),
-    lambda c: c.update(classes=[0, 1]), lambda c: c.update(classes=[0, 1, 2, 9]), lambda c: c.update(classes=None),
-    lambda c: c.pop("partition"), lambda c: c["partition"].pop("samples"),
-    lambda c: c.pop("counts"), lambda c: c.update(counts={}), lambda c: c["counts"]["test"].pop("total"),
-    lambda c: c["counts"]["test"].update(correct=[1, 2]), lambda c: c["counts"].update(val=[0.5]),
-    lambda c: c["counts"].update({"/../../outside/x": c["counts"]["test"]}),  # these become names of files
-])
-def test_an_original_that_contradicts_itself_is_refused(chain, run, change):
-    rewrite(run / "original.pt", "original", change)
-    assert "original.pt" in redeposit(chain, run)
+CONTRADICTIONS = {
+    "original": [
+        (lambda c: c["tensors"].pop("head.fc.bias"), "'head.fc.bias' is missing"),
+        (lambda c: c["tensors"].update({"extra": torch.zeros(1)}), "'extra' is unexpected"),
+        (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(3, 64)}), "head.fc.weight"),
+        (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(4, 64).double()}), "head.fc.weight"),
+        (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch=["vgg"]), "is unknown"),
+        (lambda c: c.pop("arch"), "is unknown"), (lambda c: c.update(classes=[0, 1]), "original.pt"),
+        (lambda c: c.update(classes=[0, 1, 2, 9]), "classes"), (lambda c: c.update(classes=None), "classes"),
+        (lambda c: c.pop("partition"), "not a partition"), (lambda c: c["partition"].pop("samples"), "not a partition"),
+        (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target"),
+        *((change, "test counts do not fit") for change in (
+            lambda c: c.pop("counts"), lambda c: c.update(counts={}), lambda c: c["counts"]["test"].pop("total"),
+            lambda c: c["counts"]["test"].update(correct=[1, 2]), lambda c: c["counts"].update(val=[0.5]),
+            lambda c: c["counts"].update({"/../../outside/x": c["counts"]["test"]})))],  # these become names of files
+    "deposit": [
+        (lambda c: c.update(scale=float("nan")), "'scale'"), (lambda c: c.update(scale=3), "'scale'"),
+        (lambda c: c.pop("scale"), "'scale'"), (lambda c: c.update(target="0" * 64), "does not belong to"),
+        (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
+        (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
+        (lambda c: c["tensors"]["stem.conv1.weight"].fill_(float("inf")), "not finite")],
+    "difference": [
+        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][:-1]), "too few bytes"),
+        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].repeat(2)), "too many bytes"),
+        (lambda c: floats(c).fill_(float("nan")), "a scale is not finite"),
+        (lambda c: floats(c).fill_(1e38), "not finite"), (lambda c: c.update(bits=8), "too few bytes"),
+        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].float()), "damaged"),
+        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][None]), "damaged"),
+        (lambda c: c.update(original="0"), "another original or cut"), (lambda c: c.update(id="0"), "not away from"),
+        *((change, "bits or its tensors") for change in (
+            lambda c: c["tensors"].update(more=torch.zeros(1)), lambda c: c["tensors"].clear(),
+            lambda c: c.update(bits=9), lambda c: c.update(bits=[4])))],
+}
+
+
+@pytest.mark.parametrize("kind,change,word", [(kind, *row) for kind, rows in CONTRADICTIONS.items() for row in rows])
+def test_a_checkpoint_that_contradicts_itself_is_refused(chain, spoiled, kind, change, word):
+    """Rewritten with a right checksum, so that only its own description can tell."""
+    rewrite(spoiled / f"{kind}.pt", change)
+    assert word in (redeposit_fails(chain, spoiled) if kind == "original" else withdraw_fails(spoiled))
+
+
+# partitions
+
+SEALED = [{"deposit_classes": [0]}, {"deposit_classes": [], "preserved_classes": [0, 1, 2, 3]}, {"image_size": 0},
+          {"image_size": "16"}, {"class_names": ["ant", "bee", "cow", "../dog"]}, {"mean": [0.5]}, {"samples": {}},
+          {"dataset": "mnist"}, {"val_fraction": 2}, {"std": None}, {"seed": None}, {"deposit_classes": ["1", "3"]}]
 
 
 @pytest.mark.parametrize("change,word", [
-    (lambda c: c.update(scale=float("nan")), "'scale'"), (lambda c: c.update(scale=3), "'scale'"),
-    (lambda c: c.pop("scale"), "'scale'"), (lambda c: c.update(target="0" * 64), "does not belong to"),
-    (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
-    (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
-    (lambda c: c["tensors"].update({"stem.conv1.weight": torch.full((16, 3, 3, 3), float("inf"))}), "not finite"),
-])
-def test_a_deposit_module_that_contradicts_itself_is_refused(run, change, word):
-    rewrite(run / "deposit.pt", "deposit", change)
-    assert word in fail("withdraw.py", "--save_path", run, unchanged=run)
-
-
-@pytest.mark.parametrize("change", [
-    lambda c: c.update(arch="resnet20"), lambda c: c["counts"]["test"]["correct"].reverse(),
-    lambda c: c["settings"].update(lr=0.5), lambda c: c.update(classes=[0, 1, 2]), lambda c: c.update(more=1),
-])
-def test_the_checksum_covers_what_describes_the_tensors(run, change):
-    rewrite(run / "original.pt", "original", change, seal=False)
-    with pytest.raises(UserError, match="does not match its checksum"):
-        load_checkpoint(str(run / "original.pt"), "original")
-
-
-@pytest.mark.filterwarnings("ignore:Validating sparse")
-@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(2**20), torch.zeros(1).expand(2**40),
-                                    torch.empty(2**40, device="meta"), torch.zeros(2, 2).to_sparse()])
-def test_tensors_that_no_stage_writes_are_refused_before_memory_is_taken(tmp_path, tensor):
-    path = tmp_path / "x.pt"
-    torch.save({"format": "lirf/2", "kind": "state", "tensors": {"w": tensor}, "checksum": ""}, path)
-    assert path.stat().st_size < 10_000
-    with pytest.raises(UserError, match="holds what no stage writes"):
-        load_checkpoint(str(path), "state")
-
-
-# partitions and images
-
-@pytest.mark.parametrize("text,word", [
     ("", "not a JSON file"), ("[]", "no JSON object"), ("{}", "not a partition"), ("[" * 100_000, "not a JSON file"),
-    ('{"format": "lirf-partition/3"}', "'dataset' is missing"),
-    *((change, "changed after it was written") for change in (
-        lambda p: p.update(deposit_classes=[0], preserved_classes=[1, 2, 3]), lambda p: p["mean"].reverse(),
-        lambda p: p.update(more=1), lambda p: p["samples"]["test"][0].update(count=4))),
+    ('{"format": "lirf-partition/3"}', "'dataset' is missing"), ({"format": "other/1"}, "format is not"),
+    *(({key: value}, "changed after it was written") for key, value in (
+        ("deposit_classes", [0]), ("mean", [0.1, 0.2, 0.3]), ("more", 1), ("hash", "0"))),
+    *((lambda partition, more=more: dataclasses.replace(partition, **more), "not a partition") for more in SEALED),
 ])
-def test_a_damaged_or_edited_manifest_is_refused(chain, tmp_path, text, word):
-    if callable(text):
-        content = json.loads((chain[0] / "partition.json").read_text())
-        text(content)
-        text = json.dumps(content)
-    (tmp_path / "p.json").write_text(text)
+def test_a_damaged_edited_or_forged_manifest_is_refused(chain, tmp_path, change, word):
+    """What is forged has a right hash, so that only its own description can tell."""
+    partition = read_partition(chain[0] / "partition.json")
+    if callable(change):
+        change = json.dumps(change(partition).as_dict())
+    elif isinstance(change, dict):
+        more = {"preserved_classes": [1, 2, 3]} if "deposit_classes" in change else {}
+        change = json.dumps({**partition.as_dict(), **change, **more})
+    (tmp_path / "p.json").write_text(change)
     assert word in fail("train_scratch.py", *scratch_flags(chain, tmp_path / "new", "--partition", tmp_path / "p.json"))
 
 
@@ -248,60 +232,15 @@ def test_a_partition_of_other_data_is_refused(chain, tmp_path):
     assert "other data" in line
 
 
-@pytest.mark.parametrize("spoil,word", [
-    (lambda path: path.write_bytes(b"not an image"), "bee/002.png cannot be read"),
-    (lambda path: path.write_bytes(b""), "bee/002.png cannot be read"),
-    (lambda path: path.write_bytes(path.read_bytes()[:200]), "bee/002.png is a damaged image"),
-    (lambda path: [other.unlink() for other in path.parent.iterdir()], "'bee' has no test image"),
-    (lambda path: Image.new("RGB", (16, 16)).save(path, format="EPS"), "cannot be read"),  # PIL: to Ghostscript
-    (lambda path: claim_a_size(path, 20_000), "too large an image"),
-    (lambda path: shutil.rmtree(path.parent), "class folders of train and test differ"),
-])
-def test_images_are_checked_before_the_manifest_is_written(folder, tmp_path, spoil, word):
-    spoil(folder / "test" / "bee" / "002.png")
-    out = tmp_path / "p.json"
-    assert word in fail("partition_data.py", "--dataset", "folder", "--data_dir", folder, "--out", out)
-    assert not out.exists()
-
-
-def claim_a_size(path, side):
-    content = bytearray(path.read_bytes())
-    content[16:24] = side.to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    path.write_bytes(content)
-
-
 # runs
 
-@pytest.mark.parametrize("script", ["train_scratch.py", "train_deposit.py", "withdraw.py", "analysis/train_student.py",
-                                    "analysis/tsne.py"])
-def test_a_folder_in_which_another_process_works_is_refused(chain, tmp_path, script):
-    flags = {"train_scratch.py": scratch_flags(chain, tmp_path), "train_deposit.py": deposit_flags(chain, tmp_path)}
-    with locked(str(tmp_path)):
-        line = fail(script, *flags.get(script, ["--save_path", tmp_path]))
-    assert f"another process works in {tmp_path}" in line and not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_process_was_writing_goes_with_the_next_start(chain, tmp_path):
-    for name in ("recover.pt.x1.part", "partition.json.x1.part"):
-        (tmp_path / name).write_text("half")
-    fail("withdraw.py", "--save_path", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["partition.json.x1.part"]
-
-
-def test_ranks_that_torchrun_has_not_started_are_refused(chain, tmp_path, monkeypatch):
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
-        monkeypatch.setenv(name, value)
-    assert "torchrun --nproc_per_node" in fail("train_scratch.py", *scratch_flags(chain, tmp_path), unchanged=tmp_path)
-
-
-def test_another_finished_run_is_not_overwritten(chain, run, tmp_path):
+def test_another_finished_run_is_not_overwritten_nor_mixed_with(chain, spoiled, tmp_path):
     save, data = chain
-    other = tmp_path / "other"
+    other, run = tmp_path / "other", spoiled
     succeed("train_scratch.py", *scratch_flags(chain, other, "--seed", "1", "--epochs", "1"))
     succeed("train_deposit.py", *deposit_flags(chain, other, "--seed", "1", "--epochs", "1"))
-    succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant", "--out",
-            other / "p.json")
+    partition = ["--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant", "--out"]
+    succeed("partition_data.py", *partition, other / "p.json")
     scratch, deposit = scratch_flags(chain, run), deposit_flags(chain, run)
     for script, flags, word in (
             ("train_scratch.py", [*scratch, "--lr", "0.2"], "another original run (lr 0.1, not 0.2)"),
@@ -311,30 +250,29 @@ def test_another_finished_run_is_not_overwritten(chain, run, tmp_path):
             ("train_deposit.py", [*deposit, "--partition", other / "p.json"], "figures of another partition"),
             ("withdraw.py", ["--save_path", run, "--target", other / "target.pt", "--deposit", other],
              "another target"),
-            ("partition_data.py", ["--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant", "--out",
-                                   run / "partition.json"], "holds another partition")):
+            ("withdraw.py", ["--save_path", run, "--deposit", other], "difference.pt does not belong to"),
+            ("partition_data.py", [*partition, run / "partition.json"], "holds another partition")):
         assert word in fail(script, *flags, unchanged=run)
 
 
-def state_of_a_finished_deposit(run, **more):
-    """Write deposit_state.pt as it was before the last epoch; its tensors."""
+def state_of_a_finished_deposit(run, tensors=None, **more):
+    """Write deposit_state.pt as it was before the last epoch, with other entries."""
     done = load_checkpoint(str(run / "deposit.pt"), "deposit")
     target = load_checkpoint(str(run / "target.pt"), "target")["tensors"]
     tensors = {**{f"target.{name}": t for name, t in target.items() if not name.startswith(("layer3", "head"))},
-               **{f"deposit.{name}": t for name, t in done["tensors"].items()}, **more.pop("tensors", {})}
+               **{f"deposit.{name}": t for name, t in done["tensors"].items()}, **(tensors or {})}
     save_checkpoint(str(run / "deposit_state.pt"), "state", tensors, settings=done["settings"], **more)
 
 
 @pytest.mark.parametrize("state,flags,word", [
-    *(({"next_epoch": epoch}, [], "its epoch is out of range") for epoch in (None, "1", -1, 99, 1.5)),
+    *(({"next_epoch": epoch}, [], "its epoch is out of range") for epoch in (None, -1, 99, 1.5)),
     ({"next_epoch": 1}, ["--seed", "5"], "another deposit run (seed 0, not 5)"),
     ({"next_epoch": 1, "tensors": {"momentum.target.stem.conv1.weight": torch.zeros(1)}}, [], "does not fit this run"),
-    ({"next_epoch": 1, "tensors": {"target.stem.conv1.weight": torch.zeros(1)}}, [], "target.stem.conv1.weight"),
+    ({"next_epoch": 1, "tensors": {"target.stem.conv1.weight": torch.zeros(1)}}, [], "'stem.conv1.weight'"),
 ])
-def test_a_state_of_another_run_is_not_gone_on_with(chain, run, state, flags, word):
-    state_of_a_finished_deposit(run, **state)
-    line = redeposit(chain, run, *flags)
-    assert "deposit" in line and word.removeprefix("target.") in line
+def test_a_state_of_another_run_is_not_gone_on_with(chain, spoiled, state, flags, word):
+    state_of_a_finished_deposit(spoiled, **state)
+    assert word in redeposit_fails(chain, spoiled, *flags)
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"epoch": "two"}'])
@@ -344,26 +282,36 @@ def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line
     assert "line 2" in message and "deposit_log.jsonl" in message
 
 
-def stop(*_, **__):
-    raise KeyboardInterrupt(2)
+def test_a_locked_folder_is_refused_and_what_a_killed_process_was_writing_goes(tmp_path):
+    for name in ("recover.pt.x1.part", "partition.json.x1.part"):
+        (tmp_path / name).write_text("half")
+    with locked(str(tmp_path)):
+        assert f"another process works in {tmp_path}" in withdraw_fails(tmp_path)
+    fail("withdraw.py", "--save_path", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["partition.json.x1.part"]  # which is written without a lock
 
 
+@pytest.mark.parametrize("script,make,name", [("train_scratch.py", scratch_flags, "original"),
+                                              ("train_deposit.py", deposit_flags, "deposit")])
 @pytest.mark.parametrize("killed_at", ["save_checkpoint", "os.remove"])
-def test_a_run_killed_between_two_writes_goes_on_as_if_nothing_was(chain, tmp_path, monkeypatch, killed_at):
-    """Between the log's line and the state file, after which the epoch runs again; and between the last checkpoint and
-    the removal of the state."""
-    flags = deposit_flags(chain, tmp_path)
+def test_a_run_killed_between_two_writes_ends_with_the_bits_of_the_chains(chain, tmp_path, monkeypatch, script, make,
+                                                                          name, killed_at):
+    """Between the second epoch's line in the log and its state, after which the epoch runs again; and between the last
+    checkpoint and the removal of the state."""
+    save, flags = chain[0], make(chain, tmp_path)
+    stops = [mock.DEFAULT, KeyboardInterrupt(2)] if killed_at == "save_checkpoint" else KeyboardInterrupt(2)
+    wrapped = utils.run.save_checkpoint if killed_at == "save_checkpoint" else os.remove
     with monkeypatch.context() as patch:
-        patch.setattr(f"utils.run.{killed_at}", stop)
-        assert call("train_deposit.py", *flags)[0] == 130
-    assert (tmp_path / "deposit.pt").exists() == (tmp_path / "deposit_state.pt").exists() == (killed_at == "os.remove")
-    succeed("train_deposit.py", *flags)
-    assert not list(tmp_path.glob("*_state.pt"))
-    logs = [[(r["epoch"], r["l_kp"]) for r in read_log(folder / "deposit_log.jsonl")[1:] if "epoch" in r]
-            for folder in (tmp_path, chain[0])]
-    assert logs[0] == logs[1] and len(logs[0]) == 2
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "deposit")).Reload()
-    assert [e.step for e in events.Scalars("l_kr")] == [1, 2]
+        patch.setattr(f"utils.run.{killed_at}", mock.Mock(wraps=wrapped, side_effect=stops))
+        assert call(script, *flags)[0] == 130
+    assert (tmp_path / f"{name}.pt").exists() == (killed_at == "os.remove")
+    succeed(script, *flags)
+    for kind in ("deposit", "target", "difference") if name == "deposit" else (name,):
+        assert (tmp_path / f"{kind}.pt").read_bytes() == (save / f"{kind}.pt").read_bytes()
+    logs = [epochs_of(folder / f"{name}_log.jsonl") for folder in (tmp_path, save)]
+    assert logs[0] == logs[1] and not list(tmp_path.glob("*_state.pt"))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / name)).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2]
 
 
 # machines
@@ -380,49 +328,16 @@ def test_cuda_without_a_gpu_is_refused(chain):
     (ValueError("Expected more than 1 value per channel when training"), "raise --batch_size"),
     (RuntimeError("Failed to find C++ compiler. Please specify via CXX"), "leave --compile out"),
     (OSError(28, "No space left on device", "x"), "No space left on device (x)"),
+    (PermissionError(13, "Permission denied", "x"), "Permission denied (x)"), (IndexError(), None),
 ])
 def test_a_machine_that_does_not_suffice_is_told_what_to_do(chain, tmp_path, monkeypatch, error, word):
-    def step(*args):
-        raise error
-
-    monkeypatch.setattr(train_deposit, "take_step", step)
-    assert word in fail("train_deposit.py", *deposit_flags(chain, tmp_path))
-
-
-def test_a_fault_of_the_program_is_not_taken_for_the_users(chain, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_deposit, "take_step", lambda *args: [][0])
-    with pytest.raises(IndexError):
-        call("train_deposit.py", *deposit_flags(chain, tmp_path))
-
-
-@contextmanager
-def unwritable(folder):
-    """A folder that can be read and not written, for root too, who becomes nobody for the time being."""
-    folder.chmod(0o555)
-    if os.getuid() == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-        folder.chmod(0o755)
-
-
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(chain):
-    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to nobody
-        folder = Path(root)
-        for name in ("target.pt", "deposit.pt", "difference.pt", "metrics.json"):
-            shutil.copy(chain[0] / name, folder)
-        before = snapshot(folder)
-        with unwritable(folder):
-            line = fail("withdraw.py", "--save_path", folder)
-        assert "Permission denied" in line and root in line and snapshot(folder) == before
-
-
-def test_a_file_where_a_folder_should_be_is_told(chain, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "file" in fail("train_deposit.py", *deposit_flags(chain, tmp_path / "file"), unchanged=tmp_path)
+    """And a fault of the program is not taken for the user's."""
+    monkeypatch.setattr(train_deposit, "take_step", mock.Mock(side_effect=error))
+    if word is None:
+        with pytest.raises(IndexError):
+            call("train_deposit.py", *deposit_flags(chain, tmp_path))
+    else:
+        assert word in fail("train_deposit.py", *deposit_flags(chain, tmp_path))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -439,27 +354,36 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_full_disk_is_told_in_one_line(chain, tmp_path, monkeypatch):
-    """Under a checkpoint; and under TensorBoard, whose thread would print a traceback of its own."""
-    status, _, err = Process("train_deposit.py", *deposit_flags(chain, tmp_path), most_bytes=20_000).end()
-    assert status == 1 and len(err) == 1 and "deposit_state.pt" in err[0]
-    printed = []
+    """Under TensorBoard, whose thread would print a traceback of its own; the campaign has it under other files."""
+    printed, full = [], mock.Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(threading, "excepthook", printed.append)
-
-    def full(self, data):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     assert "No space left" in fail("train_deposit.py", *deposit_flags(chain, tmp_path))
     assert not printed and not list(tmp_path.glob("*.p*"))
 
 
-def test_a_real_process_prints_one_line_or_nothing_where_it_has_no_streams(tmp_path):
-    done = run_script("withdraw.py", "--save_path", tmp_path / "none")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("withdraw.py: error: ") and len(done.stderr.splitlines()) == 1
-    done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, ROOT / "partition_data.py",
-                           "--dataset", "digits", "--out", tmp_path / "p.json"], check=False, timeout=120)
-    assert done.returncode == 0 and (tmp_path / "p.json").is_file()
+# consoles
+
+def test_a_process_without_streams_and_one_on_a_console_without_a_character(tmp_path):
+    """The latter shows the character's escape."""
+    folder = make_folder(tmp_path / "images", classes=["$5", "猫"], train=2, test=1)
+    command = [sys.executable, ROOT / "partition_data.py", "--dataset", "folder", "--data_dir", folder,
+               "--deposit_classes", "猫", "--out"]
+    done = subprocess.run([*command, tmp_path / "p.json"], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "\\u732b" in done.stdout and not done.stderr
+    done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command, tmp_path / "q.json"], check=False)
+    assert done.returncode == 0 and (tmp_path / "q.json").is_file()
+
+
+def test_a_reader_that_leaves_is_told_in_one_line_and_the_run_can_go_on(chain, tmp_path):
+    flags = [str(flag) for flag in scratch_flags(chain, tmp_path / "run", "--epochs", "5")]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_scratch.py"), *flags], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    line, = process.stderr.read().splitlines()
+    assert process.wait() == 1 and line.startswith("train_scratch.py: error: nobody reads the output")
+    assert "same command again" in line and "resuming" in succeed("train_scratch.py", *flags)
 
 
 # numerics
@@ -470,12 +394,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(chain, tmp_path):
     assert "loss became" in line and "--lr" in line and not (tmp_path / "original.pt").exists()
     with pytest.raises(UserError, match="l_kp became nan in epoch 5"):
         LossMeter(epoch=4).update({"l_kr": torch.tensor(1.0), "l_kp": torch.tensor(float("nan"))}, 3)
-    with pytest.raises(UserError, match="l_re became inf"):
-        check_finite({"target_pre_acc": None, "l_re": float("inf")}, 0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run(chain, tmp_path, monkeypatch, value):
+def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run(chain, tmp_path, monkeypatch):
     """Every loss was finite, and no further one is computed."""
     real, steps = train_scratch.take_step, []
 
@@ -483,35 +404,19 @@ def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run(chain, tm
         real(optimizer, loss, lr, clip_norm)
         steps.append(loss.item())
         if len(steps) == 6:
-            optimizer.param_groups[0]["params"][0].data[0, 0, 0, 0] = value
+            optimizer.param_groups[0]["params"][0].data[0, 0, 0, 0] = float("nan")
 
     monkeypatch.setattr(train_scratch, "take_step", last_step_spoils)
     line = fail("train_scratch.py", *scratch_flags(chain, tmp_path))
-    assert f"weight network.stem.conv1.weight became {value}" in line and "epoch 2" in line
+    assert "weight network.stem.conv1.weight became nan" in line and "epoch 2" in line
     state = load_checkpoint(str(tmp_path / "original_state.pt"), "state")
     assert state["next_epoch"] == 1 and all(torch.isfinite(t.float()).all() for t in state["tensors"].values())
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(chain, tmp_path):
     sums = []
-    for name, seed in (("first", "0"), ("second", "0"), ("other", "1")):
+    for name, seed in (("again", "0"), ("other", "1")):
         succeed("train_scratch.py", *scratch_flags(chain, tmp_path / name, "--seed", seed, "--deterministic"))
         sums.append(checksum({"tensors": load_checkpoint(str(tmp_path / name / "original.pt"), "original")["tensors"]}))
-    assert sums[0] == sums[1] != sums[2]
-
-
-def test_the_seed_covers_order_augmentation_and_random_labels(folder):
-    partition = make_partition("folder", str(folder), listed="bee")
-    images = load_images(partition, str(folder), "train", [0, 1])
-
-    def draws(seed, epoch):
-        generator = Runtime("cpu", seed=seed).generator(epoch)
-        torch.rand(3)  # the global generator has no part in it
-        order = torch.cat([y for _, y in batches(images, 8, "cpu", generator=generator)])
-        crops = torch.cat([x for x, _ in batches(images, 8, "cpu", generator=generator)])
-        return order, crops, draw_random_labels(images.labels, torch.arange(4), True, generator)
-
-    for same, other in zip(draws(0, 0), draws(0, 0)):
-        assert torch.equal(same, other)
-    for seed, epoch in ((1, 0), (0, 1)):
-        assert not any(torch.equal(a, b) for a, b in zip(draws(0, 0), draws(seed, epoch)))
+    first = checksum({"tensors": load_checkpoint(str(chain[0] / "original.pt"), "original")["tensors"]})
+    assert first == sums[0] != sums[1]

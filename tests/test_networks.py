@@ -13,7 +13,6 @@ from models.checkpoints import load_network
 from models.pruning import build_deposit_module, cost, shape_like
 from models.recover import (MERGE_RULES, RecoverNetwork, calibrated, concat, released, spread_ratio, total, tr_alone)
 from utils.checkpoint import checksum
-from utils.errors import UserError
 
 SPLITS = [(arch, n) for arch in ARCHITECTURES for n in range(1, len(build_network(arch, 3, 32)) - 1)]
 
@@ -39,26 +38,9 @@ def test_lower_then_upper_is_the_uncut_network(arch, split_at):
     assert {*lower.state_dict(), *upper.state_dict()} == {*network.state_dict()}
 
 
-@pytest.mark.parametrize("arch", ["cnn", "resnet18"])
-@pytest.mark.parametrize("split_at", [0, -1, 9])
-def test_a_cut_out_of_range_is_refused(arch, split_at):
-    with pytest.raises(UserError, match="--split_at"):
-        split_network(build_network(arch, 3, 32), split_at)
-
-
-def test_the_cnn_is_what_its_docstring_says():
-    network = build_network("cnn", 10, 32)
-    x, sizes = torch.randn(2, 3, 32, 32), []
-    for part in network[:-1]:
-        x = part(x)
-        sizes.append(tuple(x.shape[1:]))
-    assert sizes == [(3, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8)] and network[-1](x).shape == (2, 10)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 0.29
-
-
 # pruning
 
-PRUNED = ("cnn", "resnet8", "resnet20", "resnet18", "resnet50")  # the others have the same blocks
+PRUNED = ("cnn", "resnet8", "resnet18", "resnet50")  # the others have the same blocks
 
 
 @pytest.mark.parametrize("arch,split_at", [s for s in SPLITS if s[0] in PRUNED])
@@ -84,32 +66,18 @@ def test_pruning_of_the_released_split_matches_the_known_figures():
     assert (round(before["macs"] / 1e6), round(after["macs"] / 1e6)) == (288, 102)
 
 
-def test_pruning_leaves_the_original_alone_and_the_module_trainable():
+def test_pruning_depends_on_the_weights_alone_leaves_them_and_is_trainable():
     lower, _ = split_network(build_network("resnet8", 3, 32).eval(), 2)
-    before = copy.deepcopy(lower.state_dict())
-    module = build_deposit_module(lower, 0.5, 32)
-    assert all(torch.equal(before[name], tensor) for name, tensor in lower.state_dict().items())
-    module(torch.randn(1, 3, 32, 32)).sum().backward()
-    assert all(p.grad is not None for p in module.parameters())
-    assert all(p.grad is None for p in lower.parameters())
-
-
-def test_pruning_depends_on_the_weights_alone():
-    lower, _ = split_network(build_network("resnet20", 4, 16), 2)
-    sums = set()
+    before, sums = copy.deepcopy(lower.state_dict()), set()
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        sums.add(checksum({"tensors": build_deposit_module(lower, 0.5, 16).state_dict()}))
-    assert len(sums) == 1
-
-
-def test_an_impossible_width_is_refused():
-    lower, _ = split_network(build_network("resnet8", 3, 32), 1)
-    tensors = lower.state_dict()
-    tensors["stem.conv1.weight"] = torch.zeros(10_000, 3, 3, 3)
-    with pytest.raises(UserError, match="stem.conv1"):
-        shape_like(lower, tensors, "module")
+        module = build_deposit_module(lower, 0.5, 32)
+        sums.add(checksum({"tensors": module.state_dict()}))
+    assert len(sums) == 1 and all(torch.equal(before[name], tensor) for name, tensor in lower.state_dict().items())
+    module(torch.randn(1, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert all(p.grad is None for p in lower.parameters())
 
 
 # merge rules
@@ -137,17 +105,6 @@ def test_spread_ratio_by_hand():
     z_t = torch.tensor([[7.0, -3.0, 8.0], [3.0, 0.0, 4.0]])  # deviations 0.5 and 0.5
     assert spread_ratio(z_0, z_t, torch.tensor([0, 2])) == pytest.approx(4.0)
     assert spread_ratio(z_0, z_t, torch.tensor([1])) == 1.0  # a single class has no spread
-
-
-@pytest.mark.parametrize("arch", ["resnet20", "resnet18"])
-def test_concat_of_untrained_unpruned_parts_is_the_original(arch):
-    network = shaken(build_network(arch, 5, 32))
-    lower, upper = split_network(network, 2)
-    copied = build_deposit_module(lower, 0.0, 32)
-    assert next(copied.parameters()) is not next(lower.parameters())
-    recover = RecoverNetwork(copy.deepcopy(lower), copied, upper, [0, 2, 4], [1, 3], "concat", 1.0).eval()
-    x = torch.randn(3, 3, 32, 32)
-    assert torch.equal(recover(x), network(x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, fail, run_shell, succeed
 from fixtures import make_folder
 
-from analysis.ablation import AXES, axis_rows, found_axes
+from analysis.ablation import AXES
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
@@ -31,20 +31,24 @@ def settings(run, kind="deposit"):
     return load_checkpoint(str(run / f"{kind}.pt"), kind)["settings"]
 
 
+def finished(script, *arguments, **variables):
+    """`run_shell`, asserting that it succeeded; returns (what it printed, its commands)."""
+    status, text, commands = run_shell(f"scripts/{script}.sh", *arguments, **variables)
+    assert status == 0, text
+    return text, commands
+
+
 def test_the_quickstart_on_small_images_with_an_epoch_a_stage(tmp_path):
     small = {"partition_data.py": ["--image_size", "8"], "train_scratch.py": ["--epochs", "1"],
              "train_deposit.py": ["--epochs", "1"]}
-    status, text, _ = run_shell("scripts/0_quickstart.sh", tmp_path, flags=small)
-    assert status == 0, text
+    text, _ = finished("0_quickstart", tmp_path, flags=small)
     assert "H Mean" in text and (tmp_path / "accuracies.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # paths are the caller's
     shutil.copytree(images, tmp_path / "data")
-    status, text, commands = run_shell("scripts/1_table1_cifar10.sh", 3, 4, **TINY, VARIANTS="paper authors",
-                                       INDEPENDENT=1)
-    assert status == 0, text
+    _, commands = finished("1_table1_cifar10", 3, 4, **TINY, VARIANTS="paper authors", INDEPENDENT=1)
     save = tmp_path / "checkpoints" / "table1_cifar10_resnet8"
     table = (save / "paper" / "table1.md").read_text()
     assert "| Deposit (T)" in table and "paper: Withdrawal" in table and "±" in table
@@ -61,8 +65,7 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
 
 def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
     flags = {**TINY, "STUDENTS": "cnn", "STUDENT_EPOCHS": 1, "LAMBDA_AT": "0 50", "DATA_DIR": images, "SAVE": tmp_path}
-    status, text, commands = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
-    assert status == 0, text
+    finished("3_table3_transferability", 0, **flags)
     table = (tmp_path / "table3.md").read_text()
     ours, paper = table.split("\n\n")
     columns = [column.strip() for column in ours.splitlines()[0].strip("|").split("|")]
@@ -78,8 +81,8 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
             student = settings(tmp_path / f"cnn_{distillation}" / teacher / "seed0", "student")
             assert student["teacher"] == content["checksum"] and student["distillation"] == distillation
     (tmp_path / "table3.md").unlink()  # again: nothing is trained, the table is written anew
-    status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **flags)
-    assert status == 0 and text.count("nothing to do") == 2 + 2 + 9, text
+    text, _ = finished("3_table3_transferability", 0, **flags)
+    assert text.count("nothing to do") == 2 + 2 + 9, text
     assert (tmp_path / "table3.md").read_text() == table
     # what is done is not taken for what other variables ask for
     status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
@@ -88,8 +91,7 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
 
 def test_ablation_of_the_number_of_classes(images, tmp_path):
     runs, records = tmp_path / "runs", tmp_path / "records"
-    status, text, commands = run_shell("scripts/5_ablation.sh", 0, **TINY, DATA_DIR=images, SAVE=runs, AXES="classes")
-    assert status == 0, text
+    _, commands = finished("5_ablation", 0, **TINY, DATA_DIR=images, SAVE=runs, AXES="classes")
     for share in (1, 2, 4, 5):
         run = runs / "classes" / str(share) / "seed0"
         assert len(json.loads((run / "partition.json").read_text())["deposit_classes"]) == share
@@ -99,7 +101,7 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
     # the same table from what is kept of the runs
-    assert run_shell("scripts/collect.sh", runs, records)[0] == 0
+    finished("collect", runs, records)
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
     succeed("analysis/ablation.py", "--runs", records, "--eval_split", "val")
     assert (records / "ablation.md").read_text().splitlines() == rows
@@ -111,30 +113,8 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     assert "holds no finished runs" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
-def test_the_default_stands_in_its_place_on_an_axis(tmp_path):
-    """Its value comes from its log, whatever the variants are called."""
-    column = {"pre_acc": 60.0, "dep_acc": 10.0, "forgetting": 40.0, "h_mean": 20.0}
-    expected = {"losses": ["default", "no_l_kr"], "split": ["1", "2", "3"], "images": ["50", "all"]}
-    default = {"losses": "default", "split": "2", "images": "all"}
-    for name in ("default", *(f"{axis}/{v}" for axis in expected for v in expected[axis] if v != default[axis])):
-        run = tmp_path / name / "seed0"
-        run.mkdir(parents=True)
-        avg = 49.0 if name == "default" else 40.0
-        recover = {rule: {**column, "avg_acc": avg} for rule in ("concat", "difference")}
-        (run / "metrics_val.json").write_text(json.dumps({
-            "original": {**column, "avg_acc": 50.0}, "target": column, "recover": recover}))
-        (run / "deposit_log.jsonl").write_text('{"settings": {"split_at": 2, "images_per_class": null}}\n')
-    assert set(found_axes(tmp_path, "val")) == set(expected) <= set(AXES)
-    for axis, paths in found_axes(tmp_path, "val").items():
-        rows = axis_rows(axis, paths)
-        assert list(rows) == expected[axis]
-        assert [value for value, row in rows.items() if row["T~ - T0, concat"]["mean"] == -1] == [default[axis]]
-
-
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
-    status, text, _ = run_shell("scripts/6_recovery_bytes.sh", 0, **TINY, DATA_DIR=images, SAVE=tmp_path,
-                                RATIOS="0.51 0.75")
-    assert status == 0, text
+    finished("6_recovery_bytes", 0, **TINY, DATA_DIR=images, SAVE=tmp_path, RATIOS="0.51 0.75")
     table = (tmp_path / "recovery.md").read_text()
     for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r, 32 bits, concat",
                  "T_r, ours_0.75, calibrated", "T0 whole, 8 bits", "125 images a class (trains)"):
@@ -150,8 +130,7 @@ def test_a_bank_measures_its_states(images, tmp_path):
     succeed("partition_data.py", "--dataset", "cifar10", "--data_dir", images, "--val_fraction", "0.25", "--seed", "0",
             "--out", tmp_path / "original" / "partition.json")  # the script reads the number of classes from it
     flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1", "DATA_DIR": images}
-    status, text, commands = run_shell("scripts/8_bank.sh", 0, **flags, SAVE=tmp_path, DEPOSITS=3, SIZE=2, AWAY=2)
-    assert status == 0, text
+    finished("8_bank", 0, **flags, SAVE=tmp_path, DEPOSITS=3, SIZE=2, AWAY=2)
     bank = json.loads((tmp_path / "bank0.json").read_text())
     assert len({c for classes in bank["classes"] for c in classes}) == 6
     assert [state["away"] for state in bank["states"]] == [[], [0], [1], [2], [0, 1], [0, 2], [1, 2]]
@@ -168,27 +147,21 @@ def test_a_bank_measures_its_states(images, tmp_path):
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
 
 
-def environment(tmp_path, path, active=""):
-    """What env.sh, in a copy of the repository that is all but empty, says and leaves."""
-    (tmp_path / "scripts").mkdir()
+@pytest.mark.parametrize("old", [False, True])
+def test_an_active_environment_is_used_and_a_python_that_is_too_old_is_told(tmp_path, old):
+    """By env.sh, in a copy of the repository that is all but empty, before it makes an environment of its own."""
+    for folder in ("scripts", "analysis", "bin"):
+        (tmp_path / folder).mkdir()
     shutil.copy(ROOT / "scripts" / "env.sh", tmp_path / "scripts")
     shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    path = tmp_path / "bin" if old else os.path.dirname(sys.executable)
     done = subprocess.run(["bash", "-c", 'source scripts/env.sh; command -v python; python -c "import analysis"'],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-                          env={"PATH": f"{path}:/usr/bin:/bin", "VIRTUAL_ENV": active, "PYTHON": "python"})
-    return done, not (tmp_path / ".venv").exists()
-
-
-def test_an_active_environment_with_the_requirements_is_used(tmp_path):
-    (tmp_path / "analysis").mkdir()
-    done, unmade = environment(tmp_path, os.path.dirname(sys.executable), active="yes")
-    assert done.returncode == 0 and os.path.dirname(done.stdout.strip()) == os.path.dirname(sys.executable) and unmade
-
-
-def test_a_python_that_is_too_old_is_told_before_an_environment_is_made(tmp_path):
-    old = tmp_path / "bin" / "python"
-    old.parent.mkdir()
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
-    done, unmade = environment(tmp_path, old.parent)
-    assert done.returncode == 1 and "no Python 3.10 or newer" in done.stderr and unmade
+                          cwd=tmp_path, capture_output=True, text=True, check=False, env={
+                              "PATH": f"{path}:/usr/bin:/bin", "VIRTUAL_ENV": "" if old else "yes", "PYTHON": "python"})
+    if old:
+        assert done.returncode == 1 and "no Python 3.10 or newer" in done.stderr
+    else:
+        assert done.returncode == 0 and os.path.dirname(done.stdout.strip()) == path
+    assert not (tmp_path / ".venv").exists()

@@ -3,43 +3,37 @@
 import json
 import re
 import shutil
-import signal
 
 import pytest
 import torch
-from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, fail, scratch_flags, succeed
+from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, scratch_flags, succeed, tensors_of
 from fixtures import CLASSES, make_folder
-from forked import SERVER, Process
-from PIL import Image
+from forked import SERVER
 
 import train_deposit
 import train_scratch
 from analysis.benchmark import speed
-from datasets import batches, load_images, read_partition
+from datasets import load_images, read_partition
 from models.architectures import split_network
 from models.checkpoints import load_network, read
 from models.recover import MERGE_RULES
 from utils.checkpoint import load_checkpoint
 from utils.files import read_log
 
-SCRIPTS = [str(path.relative_to(folder)) for folder, pattern in ((ROOT, "*.py"), (ROOT, "analysis/**/*.py"),
-                                                                 (ROOT / "tests", "campaigns/*.py"))
-           for path in sorted(folder.glob(pattern)) if "\ndef get_args_parser" in path.read_text()]
+SCRIPTS = [str(path.relative_to(ROOT)) for paths in (ROOT.glob("*.py"), (ROOT / "analysis").rglob("*.py"))
+           for path in sorted(paths) if "\ndef get_args_parser" in path.read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_describes_every_flag_with_its_default(script):
     status, out, err = call(script, "--help")
-    assert status == 0 and err == "" and len(SCRIPTS) > 15
+    assert status == 0 and err == "" and len(SCRIPTS) > 12
     flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
     assert flags and all("-" not in flag[2:] for flag in flags) and "default:" in out  # snake_case
+    assert len(flags) <= 33
     # what `call` bypasses
-    path = ROOT / "tests" / script if script.startswith("campaigns") else ROOT / script
-    assert re.search(r'\nif __name__ == "__main__":\n    run\(main, get_args_parser\(\).*\)\n\Z', path.read_text())
-
-
-def test_the_deposit_has_few_flags():
-    assert len(train_deposit.get_args_parser()._option_string_actions) - 2 <= 32  # -h and --help are none
+    text = (ROOT / script).read_text()
+    assert re.search(r'\nif __name__ == "__main__":\n    run\(main, get_args_parser\(\).*\)\n\Z', text)
 
 
 # what is written
@@ -79,7 +73,7 @@ def test_metrics_agree_with_the_networks_in_the_files(chain):
 
 def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain):
     save, _ = chain
-    original = load_checkpoint(str(save / "original.pt"), "original")["tensors"]
+    original = tensors_of(save / "original.pt")
     target, deposit = (load_checkpoint(str(save / f"{kind}.pt"), kind) for kind in ("target", "deposit"))
     shared = {name for name, tensor in target["tensors"].items() if torch.equal(tensor, original[name])
               and not name.endswith("num_batches_tracked")}
@@ -94,14 +88,6 @@ def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain)
 
 # what is read
 
-@pytest.fixture
-def opened(monkeypatch):
-    """The paths of the images that are opened."""
-    paths, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a, **k: paths.append(str(path)) or real(path, *a, **k))
-    return paths
-
-
 def test_the_deposit_needs_no_image_of_the_preservation_set(chain, tmp_path, opened):
     save, data = chain
     kept = tmp_path / "kept"
@@ -111,8 +97,7 @@ def test_the_deposit_needs_no_image_of_the_preservation_set(chain, tmp_path, ope
     assert "no accuracies will be logged" in printed
     assert opened and all("/train/bee/" in path for path in opened)
     for kind in ("target", "deposit", "difference"):  # and the preserved images change nothing when they are there
-        ours, theirs = (load_checkpoint(str(folder / f"{kind}.pt"), kind) for folder in (out, save))
-        assert ours["checksum"] == theirs["checksum"]
+        assert (out / f"{kind}.pt").read_bytes() == (save / f"{kind}.pt").read_bytes()
 
 
 @pytest.mark.parametrize("merge", ["concat", "difference"])
@@ -160,13 +145,13 @@ def test_fewer_images_are_the_first_of_a_draw(chain, tmp_path):
     save, data = chain
     _, partition = read(str(save / "original.pt"), "original")
     images = load_images(partition, str(data), "train", [1, 2])
-    few, more = (train_deposit.first_images(images, count, seed=3) for count in (3, 8))
+    few, more, others = (train_deposit.first_images(images, count, seed) for count, seed in ((3, 3), (8, 3), (3, 4)))
     assert few.labels.tolist() == [1] * 3 + [2] * 3 and len(more) == 16
     assert all(any(torch.equal(a, b) for b in more.images) for a in few.images)
-    assert not torch.equal(few.images, train_deposit.first_images(images, 3, seed=4).images)
+    assert not torch.equal(few.images, others.images)
     succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--images_per_class", "4"))
-    ours, all_images = (load_checkpoint(str(path / "target.pt"), "target") for path in (tmp_path, save))
-    assert ours["settings"]["images_per_class"] == 4 and ours["checksum"] != all_images["checksum"]
+    stem = [tensors_of(folder / "target.pt")["stem.conv1.weight"] for folder in (tmp_path, save)]
+    assert not torch.equal(*stem)
 
 
 def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(chain, tmp_path):
@@ -220,21 +205,21 @@ def test_validation_images_choose_settings(chain, tmp_path):
 
 def test_defaults_find_each_other(tmp_path, monkeypatch):
     """Only --save_path: CIFAR-10 in ./data, a default partition, ResNet-18. The defaults of size are cut down."""
-    make_folder(tmp_path / "data", classes=[f"c{i}" for i in range(10)], train=3, test=1, size=32)
+    make_folder(tmp_path / "data", classes=[f"c{i}" for i in range(10)], train=3, test=1, size=16)
     monkeypatch.chdir(tmp_path)
-    for module in (train_scratch, train_deposit):
+    assert train_scratch.get_args_parser().get_default("arch") == "resnet18"
+    for module, cut in ((train_scratch, {"epochs": 1, "arch": "resnet8"}), (train_deposit, {"epochs": 1})):
         parser = module.get_args_parser()
-        parser.set_defaults(epochs=1)
+        parser.set_defaults(**cut)
         monkeypatch.setattr(module, "get_args_parser", lambda parser=parser: parser)
     for script in ("train_scratch.py", "train_deposit.py", "withdraw.py"):
         succeed(script, "--save_path", "X")
-    assert load_checkpoint("X/original.pt", "original")["arch"] == "resnet18"
     partition = read_partition("X/partition.json")
     assert partition.dataset == "cifar10" and len(partition.deposit_classes) == 3 and partition.draw == "random"
     assert load_checkpoint("X/recover.pt", "recover")["merge"] == "concat"
 
 
-# runs that are done, lost, killed
+# runs that are done or lost
 
 def test_a_finished_run_is_not_run_again_and_what_was_lost_is_made_again(chain, tmp_path):
     shutil.copytree(chain[0], tmp_path, dirs_exist_ok=True)
@@ -250,37 +235,6 @@ def test_a_finished_run_is_not_run_again_and_what_was_lost_is_made_again(chain, 
         assert f"{name}" in succeed("train_deposit.py", *deposit_flags(chain, tmp_path))
     succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", chain[1], *WITHDRAW)
     assert json.loads((tmp_path / "metrics.json").read_text()) == figures
-
-
-@pytest.mark.parametrize("script,stage,kind", [("train_scratch.py", "original", "original"),
-                                               ("train_deposit.py", "deposit", "target")])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_leaves_no_lock_and_resumed_equals_the_uninterrupted_one(chain, tmp_path, script, stage, kind,
-                                                                              signum):
-    make = deposit_flags if stage == "deposit" else scratch_flags
-    more = ["--epochs", "6"]
-    if stage == "original":  # the schedule must survive as well
-        more += ["--lr", "0.02", "--schedule", "step", "--milestones", "3"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    succeed(script, *make(chain, whole, *more))
-    flags, log = make(chain, cut, *more), cut / f"{stage}_log.jsonl"
-    process = Process(script, *flags)
-    assert process.reaches(lambda: log.exists() and log.read_text().count('"epoch"') >= 2)
-    assert "another process works in" in fail(script, *flags)
-    status, _, err = process.end(signum)
-    if signum == signal.SIGTERM:
-        assert status == 143 and len(err) == 1 and "same command again" in err[0]
-    else:
-        assert status == -signal.SIGKILL
-    assert not (cut / f"{kind}.pt").exists()
-    assert "resuming" in succeed(script, *flags)
-    for name in {kind, stage}:
-        a, b = (load_checkpoint(str(path / f"{name}.pt"), name)["tensors"] for path in (whole, cut))
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    logs = [[{k: v for k, v in r.items() if k != "seconds"} for r in read_log(path / log.name) if "epoch" in r]
-            for path in (whole, cut)]
-    assert logs[0] == logs[1] and len(logs[0]) == 6
-    assert not list(cut.glob("*_state.pt")) and not list(cut.glob("*.part"))
 
 
 # speed
@@ -312,15 +266,3 @@ def test_compile_reaches_every_network_and_leaves_none_uncompiled(chain, tmp_pat
         succeed(script, *flags, "--compile", "--epochs", "1")
     # lower_T, T_r, lower_0 and the shared upper part are four; a student and its teacher have five layers each
     assert len(compiled) == parts
-
-
-def test_bfloat16_logits_are_those_of_float32_within_a_hundredth(chain):
-    save, data = chain
-    network, partition = load_network(str(save / "original.pt"))
-    images = load_images(partition, str(data), "test", range(4))
-    (x, _), = batches(images, len(images), "cpu")
-    with torch.no_grad():
-        exact = network(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = network(x).float()
-    assert 0 < (rounded - exact).norm() / exact.norm() < 1e-2

@@ -2,34 +2,32 @@
 alone, file for file and bit for bit. Runs the four stages on the embedded digits, each in a process of its own."""
 
 import contextlib
-import json
 import logging
-import os
 import random
 import shutil
 import signal
-import tempfile
 import time
-from collections import Counter
 
+from conftest import epochs_of
 from forked import Process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets import read_partition
 from utils.checkpoint import load_checkpoint
-from utils.cli import bounded, make_parser, run
 from utils.errors import UserError
-from utils.files import load_json, read_log
+from utils.files import load_json
 
 SCRIPTS = {"partition": "partition_data.py", "original": "train_scratch.py", "deposit": "train_deposit.py",
            "withdraw": "withdraw.py"}
+TRAINED = ("original", "deposit")
+TURNS = (*TRAINED, "withdraw", "partition")
 KINDS = ("original", "target", "deposit", "difference", "recover", "state")
 MOST = 3  # faults in a row before a stage may end
 
 
 def start(stage, save, epochs, **options):
     """A stage on the digits, small enough to be run a hundred times."""
-    flags = {"partition": ["--dataset", "digits", "--image_size", "8", "--out", os.path.join(save, "partition.json")],
+    flags = {"partition": ["--dataset", "digits", "--image_size", "8", "--out", save / "partition.json"],
              "original": ["--save_path", save, "--arch", "resnet8", "--epochs", epochs],
              "deposit": ["--save_path", save, "--split_at", 2, "--epochs", epochs],
              "withdraw": ["--save_path", save, "--data_dir", save]}[stage]
@@ -38,50 +36,39 @@ def start(stage, save, epochs, **options):
     return Process(SCRIPTS[stage], *flags, **options)
 
 
-def epochs_in(path):
-    """The epochs of a log, without their times."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(path) if "epoch" in record]
-
-
-def check_disk(save):
-    """Raise unless every file that is no .part can be read whole, and logs agree with the resumable states beside
-    them on the epochs that are done."""
-    for name in sorted(os.listdir(save)):
-        path = os.path.join(save, name)
-        if name.endswith(".pt"):
-            content = load_checkpoint(path, KINDS)
-            if content["kind"] == "state":
-                logged = len(epochs_in(path.replace("_state.pt", "_log.jsonl")))
-                if logged - content["next_epoch"] not in (0, 1):  # the log is written first
-                    raise UserError(f"the log of {name} has {logged} epochs, the state {content['next_epoch']}")
-        elif name.endswith("_log.jsonl"):
-            epochs_in(path)
-        elif name.endswith(".json"):
-            (read_partition if name == "partition.json" else load_json)(path)
+def epochs_on(save, stage):
+    """The epoch after which the stage would go on. Raises unless every file that is no .part can be read whole, and
+    the log agrees with the resumable state beside it on the epochs that are done."""
+    for path in save.glob("*.json"):
+        (read_partition if path.name == "partition.json" else load_json)(str(path))
+    contents = {path.name: load_checkpoint(str(path), KINDS) for path in save.glob("*.pt")}
+    logged = {path.name.split("_")[0]: len(epochs_of(path)) for path in save.glob("*_log.jsonl")}
+    for name, content in contents.items():
+        ahead = logged.get(name.split("_")[0], 0) - content["next_epoch"] if content["kind"] == "state" else 0
+        if ahead not in (0, 1):  # the log is written first
+            raise UserError(f"the log of {name} is {ahead} epochs ahead of it")
+    if f"{stage}_state.pt" in contents:
+        return contents[f"{stage}_state.pt"]["next_epoch"]
+    return logged.get(stage, 0) if f"{stage}.pt" in contents else 0
 
 
 def result_of(save):
     """All that a run leaves, in a form to compare: bytes of checkpoints and figures, epochs of logs, TensorBoard's
-    curves. Raises when an epoch is missing or doubled, or something temporary is left."""
+    curves. Raises when an epoch is missing or doubled, or something temporary is left, but by a killed partition."""
     result = {}
-    for folder, _, names in os.walk(save):
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith((".pt", ".json")):
-                with open(path, "rb") as file:
-                    result[name] = file.read()
-            elif name.endswith("_log.jsonl"):
-                result[name] = epochs_in(path)
-                if [record["epoch"] for record in result[name]] != list(range(1, len(result[name]) + 1)):
-                    raise UserError(f"{name} does not hold every epoch once, in order")
-            elif not name.startswith(("events.out", "partition.json.")):  # a killed partition's stays
-                raise UserError(f"{name} is left over")
-    for stage in ("original", "deposit"):
-        curves = os.path.join(save, "tensorboard", stage)
-        if os.path.isdir(curves):
-            events = EventAccumulator(curves, size_guidance={"scalars": 0}).Reload()
-            result[f"tensorboard/{stage}"] = {tag: [(e.step, e.value) for e in events.Scalars(tag)]
-                                              for tag in events.Tags()["scalars"]}
+    for path in save.rglob("*"):
+        if path.suffix in (".pt", ".json"):
+            result[path.name] = path.read_bytes()
+        elif path.suffix == ".jsonl":
+            result[path.name] = epochs_of(path)
+            if [record["epoch"] for record in result[path.name]] != list(range(1, len(result[path.name]) + 1)):
+                raise UserError(f"{path.name} does not hold every epoch once, in order")
+        elif path.parent.name == "tensorboard":
+            events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+            result[f"curves of {path.name}"] = {tag: [(e.step, e.value) for e in events.Scalars(tag)]
+                                                for tag in events.Tags()["scalars"]}
+        elif path.is_file() and not path.name.startswith(("events.out", "partition.json.")):
+            raise UserError(f"{path.name} is left over")
     return result
 
 
@@ -90,10 +77,10 @@ class Reference:
 
     def __init__(self, root, epochs):
         self.epochs, self.seconds, self.results, self.before = epochs, {}, {}, {}
-        save = os.path.join(root, "alone")
-        os.makedirs(save)
+        save = root / "alone"
+        save.mkdir()
         for stage in SCRIPTS:
-            self.before[stage] = shutil.copytree(save, os.path.join(root, f"before_{stage}"))
+            self.before[stage] = shutil.copytree(save, root / f"before_{stage}")
             process = start(stage, save, epochs)
             status, _, err = process.end()
             if status:
@@ -101,29 +88,12 @@ class Reference:
             self.seconds[stage], self.results[stage] = process.seconds(), result_of(save)
 
 
-def parts(save):
-    """Names of the files that are being written."""
-    return {name for name in os.listdir(save) if name.endswith(".part")}
-
-
 def listing(save):
     """Names of the files in a folder with their times: it changes when a stage begins to write."""
     found = set()
     with contextlib.suppress(FileNotFoundError):  # one goes while this looks
-        found.update((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(save))
+        found.update((path.name, path.stat().st_mtime_ns) for path in save.iterdir())
     return found
-
-
-def epochs_saved(save, stage):
-    path = os.path.join(save, f"{stage}_state.pt")
-    if os.path.exists(path):
-        return load_checkpoint(path, "state")["next_epoch"]
-    return epochs_logged(save, stage) if os.path.exists(os.path.join(save, f"{stage}.pt")) else 0
-
-
-def epochs_logged(save, stage):
-    path = os.path.join(save, f"{stage}_log.jsonl")
-    return len(epochs_in(path)) if os.path.exists(path) else 0
 
 
 def kill(stage, save, reference, rng):
@@ -134,10 +104,10 @@ def kill(stage, save, reference, rng):
         reached = process.reaches(lambda: process.seconds() >= until)
     else:
         fault, seen = "SIGKILL within a write", set()
-        count = rng.randrange(1, reference.epochs + 3) if stage in ("original", "deposit") else 1
+        count = rng.randrange(1, reference.epochs + 3) if stage in TRAINED else 1
 
         def writing():
-            seen.update(parts(save))
+            seen.update(path.name for path in save.glob("*.part"))
             return len(seen) >= count
 
         reached = process.reaches(writing, 0.0002)
@@ -147,15 +117,12 @@ def kill(stage, save, reference, rng):
 
 def stop(stage, save, reference, rng):
     """Ctrl-C or SIGTERM once the stage has begun to work: one line, and status 130 or 143."""
-    signum = rng.choice((signal.SIGINT, signal.SIGTERM))
-    written = listing(save)
+    signum, written = rng.choice((signal.SIGINT, signal.SIGTERM)), listing(save)
     process = start(stage, save, reference.epochs)
-    if not process.reaches(lambda: listing(save) != written, 0.0002):
-        process.end()
-        return None
-    if stage in ("original", "deposit"):  # the other stages end at once
+    reached = process.reaches(lambda: listing(save) != written, 0.0002)
+    if reached and stage in TRAINED:  # the other stages end at once
         time.sleep(rng.uniform(0, 0.3 * reference.seconds[stage]))
-    status, _, err = process.end(signum)
+    status, _, err = process.end(signum if reached else None)
     if status == 0:
         return None
     if status != 128 + signum or len(err) != 1 or "same command again" not in err[0]:
@@ -175,33 +142,31 @@ def starve(stage, save, reference, rng):
     return "full disk"
 
 
-FAULTS = {"kills": kill, "stops": stop, "full_disk": starve}
+FAULTS = (kill, stop, starve)
 
 
-def campaign(root, kinds, count, epochs, seed):
+def campaign(root, count, epochs, seed):
     """Yield an object for each of `count` faults and for each stage's end, with the verdict "good" or what was wrong.
 
     Every stage meets up to MOST faults in a row, and is then left to end."""
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each epoch that ran again
     reference, rng, faults, turn = Reference(root, epochs), random.Random(seed), 0, 0
     while faults < count:
-        stage, save = list(SCRIPTS)[turn % len(SCRIPTS)], os.path.join(root, f"turn{turn}")
+        stage, save, before = TURNS[turn % len(TURNS)], root / f"turn{turn}", 0
         shutil.copytree(reference.before[stage], save)
-        before = 0
         for _ in range(min(rng.randint(1, MOST), count - faults)):
             verdict, fault = "good", "one that broke a promise"
             try:
-                fault = FAULTS[kinds[faults % len(kinds)]](stage, save, reference, rng)
+                fault = FAULTS[faults % len(FAULTS)](stage, save, reference, rng)
                 if fault is None:
                     break
-                check_disk(save)
-                if (after := epochs_saved(save, stage)) < before:
-                    raise UserError(f"epoch {before} was saved, and epoch {after} is there")
-                before = after
+                before, lost = epochs_on(save, stage), before
+                if before < lost:
+                    raise UserError(f"epoch {lost} was saved, and epoch {before} is there")
             except (UserError, ValueError) as error:
                 verdict = str(error)
             faults += 1
-            yield {"turn": turn, "stage": stage, "fault": fault, "verdict": verdict}
+            yield {"stage": stage, "fault": fault, "verdict": verdict}
         status, out, err = start(stage, save, epochs).end()
         # the epoch that the disk held last is the one that the command goes on after
         resumed = f"after epoch {before} of" in out or "nothing to do" in out or not before
@@ -210,56 +175,6 @@ def campaign(root, kinds, count, epochs, seed):
             verdict = "good" if same else f"status {status}, {err}, or another result"
         except (UserError, ValueError) as error:
             verdict = str(error)
-        yield {"turn": turn, "stage": stage, "verdict": verdict}
+        yield {"stage": stage, "fault": "ends compared", "verdict": verdict}
         shutil.rmtree(save)
         turn += 1
-
-
-def long_run(root, epochs):
-    """Yield whether memory and log of an original and of a deposit stay as they should over many epochs."""
-    reference = Reference(root, 1)
-    for stage in ("original", "deposit"):
-        save, resident = shutil.copytree(reference.before[stage], os.path.join(root, f"long_{stage}")), []
-
-        def further(save=save, stage=stage, resident=resident):
-            return epochs_logged(save, stage) > len(resident)
-
-        process = start(stage, save, epochs)
-        while process.reaches(further, 0.05):
-            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
-                resident += [int(row.split()[1]) for row in file if row.startswith("VmRSS")]  # none of one that ends
-        status, _, err = process.end()
-        resident = resident or [0]
-        early, late = (sorted(part)[len(part) // 2] for part in (resident[5:15] or resident, resident[-10:]))
-        good = status == 0 and epochs_logged(save, stage) == epochs and late <= 1.02 * early
-        yield {"stage": stage, "fault": "none", "verdict": "good" if good else
-               f"status {status}, {err}, {early} KiB after some epochs and {late} at the end"}
-
-
-def get_args_parser():
-    parser = make_parser(__doc__)
-    parser.add_argument("--campaign", nargs="+", choices=[*FAULTS, "long_run"], default=[*FAULTS],
-                        help="kills: SIGKILL at random times and within writes; stops: Ctrl-C and SIGTERM; full_disk: "
-                             "writes that fail; by turns. long_run, alone: memory over many epochs")
-    parser.add_argument("--count", type=bounded(int, 1), default=150, help="faults")
-    parser.add_argument("--epochs", type=bounded(int, 1), default=4, help="epochs of each training; long_run wants 200")
-    parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help="seed of the faults")
-    return parser
-
-
-def main(args):
-    faults, broken = Counter(), []
-    with tempfile.TemporaryDirectory() as root:
-        for record in (long_run(root, args.epochs) if "long_run" in args.campaign else
-                       campaign(root, args.campaign, args.count, args.epochs, args.seed)):
-            faults[record.get("fault", "ends compared")] += 1
-            if record["verdict"] != "good":
-                broken.append(record)
-                print(json.dumps(record), flush=True)
-    print(", ".join(f"{name}: {count}" for name, count in sorted(faults.items())) + f"; broken: {len(broken)}")
-    if broken:
-        raise UserError(f"{len(broken)} times a promise was not kept")
-
-
-if __name__ == "__main__":
-    run(main, get_args_parser())

@@ -4,7 +4,6 @@ were made right again, may also be accepted for what it says, but must not raise
 """
 
 import collections
-import hashlib
 import io
 import itertools
 import json
@@ -15,35 +14,28 @@ import random
 import resource
 import shutil
 import signal
-import tarfile
 import tempfile
-import warnings
 import zipfile
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import numpy as np
 import torch
-import torchvision
 from conftest import TINY, WITHDRAW, call, succeed
-from fixtures import make_cifar, make_cub, make_folder
+from fixtures import make_folder
 
 import train_deposit
 import withdraw
 from analysis.table1 import load_runs
 from datasets import Partition, load_images, make_partition, read_partition
 from datasets.cache import FOLDER
-from datasets.cub import ARCHIVE, NAME, TABLES
 from datasets.folder import IMAGE_EXTENSIONS
 from models.checkpoints import counts_of, load_network, network_of, read
 from utils.checkpoint import checksum
-from utils.cli import bounded, make_parser, run
 from utils.errors import UserError
 from utils.metrics import read_metrics
-from utils.optim import make_optimizer
-from utils.run import TrainingRun, refuse_other_settings
+from utils.run import refuse_other_settings
 from utils.tables import table1_rows
 
 SIZE = 12  # of the images
@@ -67,11 +59,6 @@ class Subject(NamedTuple):
 
 # mutations of bytes
 
-def _block(data, rng):
-    start = rng.randrange(len(data))
-    return start, min(len(data), start + 1 + int(len(data) ** rng.random()))
-
-
 def flip(data, rng):
     data = bytearray(data)
     for _ in range(2 ** rng.randrange(4)):
@@ -83,22 +70,15 @@ def truncate(data, rng):
     return data[:rng.randrange(len(data))]
 
 
-def delete(data, rng):
-    start, end = _block(data, rng)
-    return data[:start] + data[end:]
+def splice(data, rng):
+    """A block taken out, put in, or overwritten."""
+    start = rng.randrange(len(data))
+    end = min(len(data), start + 1 + int(len(data) ** rng.random()))
+    put = rng.choice((b"", rng.randbytes(2 ** rng.randrange(12)), bytes(end - start), b"\xff" * (end - start)))
+    return data[:start] + put + data[rng.choice((start, end)) if put else end:]
 
 
-def insert(data, rng):
-    at = rng.randrange(len(data) + 1)
-    return data[:at] + rng.randbytes(2 ** rng.randrange(12)) + data[at:]
-
-
-def blank(data, rng):
-    start, end = _block(data, rng)
-    return data[:start] + bytes([rng.choice((0, 255))]) * (end - start) + data[end:]
-
-
-BYTES = (flip, truncate, delete, insert, blank)
+BYTES = (flip, truncate, splice)
 
 
 # mutations of structure
@@ -114,8 +94,7 @@ def _edit_tree(tree, rng):
                 walk(node[key])
 
     walk(tree)
-    node, key = rng.choice(places)
-    what = rng.randrange(5)
+    (node, key), (other, name), what = rng.choice(places), rng.choice(places), rng.randrange(5)
     if what == 0:
         del node[key]
     elif what == 1 and isinstance(node, dict):
@@ -124,11 +103,8 @@ def _edit_tree(tree, rng):
         node[key] = _odd_tensor(node[key], rng)
     elif what == 2 and isinstance(node[key], (int, float)):
         node[key] = rng.choice((node[key] + 1, -node[key], node[key] * 1.5, rng.randrange(-9, 99)))
-    elif what == 3:
-        other, name = rng.choice(places)
-        node[key] = other[name]
     else:
-        node[key] = rng.choice(ODD)
+        node[key] = other[name] if what == 3 else rng.choice(ODD)
 
 
 def _odd_tensor(tensor, rng):
@@ -146,29 +122,22 @@ def _as_bytes(content):
     return file.getvalue()
 
 
-def _edited_checkpoint(data, rng, forge):
-    content = torch.load(io.BytesIO(data), weights_only=True)
-    _edit_tree(content, rng)
-    if forge:
-        with suppress(Exception):  # the checksum of such a thing cannot be had
-            content["checksum"] = checksum(content)
-    return _as_bytes(content)
-
-
-def _edited_json(data, rng, forge):
-    texts = data.decode().splitlines() if b"\n{" in data else [data.decode()]  # a log, or one object
-    lines = [json.loads(text) for text in texts]
-    line = rng.randrange(len(lines))
-    _edit_tree(lines[line], rng)
+def edit(data, rng, forge=False):
+    """One entry of a checkpoint, of a JSON object or of a log's line changed; forge: and its checksum made right."""
+    if data.startswith(b"PK"):
+        content = torch.load(io.BytesIO(data), weights_only=True)
+        _edit_tree(content, rng)
+        if forge:
+            with suppress(Exception):  # the checksum of such a thing cannot be had
+                content["checksum"] = checksum(content)
+        return _as_bytes(content)
+    lines = [json.loads(text) for text in (data.splitlines() if b"\n{" in data else [data])]  # a log, or one object
+    line = rng.choice(lines)
+    _edit_tree(line, rng)
     if forge:
         with suppress(Exception):  # nor can such a partition's
-            fields = {name: value for name, value in lines[line].items() if name not in ("format", "hash")}
-            lines[line]["hash"] = Partition(**fields).hash
+            line["hash"] = Partition(**{name: line[name] for name in line if name not in ("format", "hash")}).hash
     return ("\n".join(map(json.dumps, lines)) + "\n").encode()
-
-
-def edit(data, rng, forge=False):
-    return (_edited_checkpoint if data.startswith(b"PK") else _edited_json)(data, rng, forge)
 
 
 def forge(data, rng):
@@ -205,7 +174,7 @@ def header(data, rng):
     return bytes(data)
 
 
-class _Call:
+class Call:
     def __reduce__(self):
         return os.mkdir, (MARKER,)
 
@@ -216,9 +185,9 @@ MARKER = os.path.join(tempfile.gettempdir(), "lirf-code-was-run")
 def code(data, rng):
     """A pickle that makes a folder when it is read: alone, in a torch archive, or in place of an entry."""
     if not data.startswith(b"PK") or rng.random() < 0.2:
-        return pickle.dumps(_Call())
+        return pickle.dumps(Call())
     content = torch.load(io.BytesIO(data), weights_only=True)
-    content[rng.choice(list(content))] = _Call()
+    content[rng.choice(list(content))] = Call()
     return _as_bytes(content)
 
 
@@ -228,54 +197,20 @@ JSON = (edit, forge)
 
 # what is read
 
-def _digest(images):
-    digest = hashlib.sha256(str(images.labels.tolist()).encode())
-    for photograph in getattr(images.images, "photographs", [images.images]):
-        digest.update(f"{tuple(photograph.shape)}".encode())
-        digest.update(np.ascontiguousarray(photograph))
-    return digest.hexdigest()
-
-
-def _uncached(data):
-    for cache in (data / FOLDER, data / NAME / FOLDER):
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-def _images(partition, data, cached=False):
-    def load():
-        if not cached:
-            _uncached(data)
-        return "".join(_digest(load_images(partition, str(data), split, partition.classes("all")))
-                       for split in ("train", "test"))
-
-    return load
-
-
 def checkpoint_subjects(root, data):
     """The files of a finished run of the four stages, and those of a deposit that was stopped after its first epoch."""
-    save, unfinished = root / "run", root / "unfinished"
-    running = ["--save_path", save, "--data_dir", data]
-    deposit = [*running, "--split_at", "2", *TINY]
+    save, unfinished, seen = root / "run", root / "unfinished", []
+    running = ["--data_dir", data, "--save_path"]
+    deposit = ["--original", save / "original.pt", "--partition", save / "partition.json", "--split_at", "2", *TINY]
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "bee", "--out",
             save / "partition.json")
-    succeed("train_scratch.py", *running, *TINY, "--arch", "resnet8")
-    train_one_epoch, reached = train_deposit.train_one_epoch, []
-
-    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved):
-        reached[:] = lirf, training.settings, runtime, args
-        if epoch == 1:
-            raise KeyboardInterrupt(signal.SIGINT)
-        return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
-
-    with mock.patch.object(train_deposit, "train_one_epoch", stopped):
-        call("train_deposit.py", *deposit)
-    lirf, settings, runtime, args = reached
-    shutil.copytree(save, unfinished)
-    succeed("train_deposit.py", *deposit)
-    succeed("withdraw.py", *running, *WITHDRAW)
+    succeed("train_scratch.py", *running, save, *TINY, "--arch", "resnet8")
+    succeed("train_deposit.py", *running, save, *deposit)
+    succeed("withdraw.py", *running, save, *WITHDRAW)
     paths = {path.name: str(path) for path in save.iterdir()}
     partition = read_partition(paths["partition.json"])
     withdrawal = withdraw.get_args_parser().parse_args(["--save_path", str(save)])
+    train_one_epoch = train_deposit.train_one_epoch
 
     def original():
         content, of_content = read(paths["original.pt"], "original")
@@ -296,19 +231,28 @@ def checkpoint_subjects(root, data):
         rows = table1_rows(load_runs([paths["metrics.json"]]))
         return json.dumps([read_metrics(paths["metrics.json"], partition), rows])
 
-    def resumed():
-        """What a deposit goes on with: weights, momentum, epoch, and the log up to there."""
-        with redirect_stdout(io.StringIO()), mock.patch("utils.run.SummaryWriter"):
-            training = TrainingRun(str(unfinished), "deposit", settings, runtime, args.epochs)
-            optimizer = make_optimizer([{"params": list(part.parameters())} for part in lirf.trained().values()], args)
-            training.track(optimizer, **lirf.trained())
-            epoch = next(training.remaining_epochs())
-        with open(unfinished / "deposit_log.jsonl", "rb+") as file:
-            *log, last = file.readlines()
-            file.truncate(file.tell() - len(last))  # what this start has added
+    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch):
+        """Train the first epoch; stop at the second, with what it goes on with: weights, momentum, and the log."""
+        if epoch == 0:
+            return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch)
         momentum = {str(i): s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
-        return checksum({"tensors": {**lirf.state_dict(), **momentum}, "epoch": epoch, "log": str(log)})
+        done = Path(training.log_path).read_text().splitlines()[:-1]  # without what this start has added
+        seen.append(checksum({"tensors": {**lirf.state_dict(), **momentum}, "epoch": epoch, "log": str(done)}))
+        raise KeyboardInterrupt(signal.SIGINT)
 
+    def deposit_in(folder):
+        with mock.patch.object(train_deposit, "train_one_epoch", stopped), mock.patch("utils.run.SummaryWriter"):
+            return call("train_deposit.py", *running, folder, *deposit)
+
+    def resumed():
+        seen.clear()
+        with tempfile.TemporaryDirectory() as copy:
+            status, _, err = deposit_in(shutil.copytree(unfinished, copy, dirs_exist_ok=True))
+        if status in (1, 2):
+            raise UserError(err)
+        return str(seen)
+
+    deposit_in(unfinished)
     return {
         "original.pt": Subject(paths["original.pt"], original, CHECKPOINT),
         **{name: Subject(paths[name], parts, CHECKPOINT) for name in ("target.pt", "deposit.pt", "difference.pt")},
@@ -322,79 +266,43 @@ def checkpoint_subjects(root, data):
 
 
 def image_subjects(data):
-    """Images and caches of an image folder: as a later stage reads them, whom the manifest tells what to expect, and as
-    the first reads them, whom nothing tells."""
+    """Images of every kind, as the first stage reads them, whom nothing tells what to expect; and a cache."""
     partition = make_partition("folder", str(data), listed="bee")
-    first = {path.suffix: str(path) for path in (data / "train" / "ant").iterdir()}
 
     def partitioned():
-        _uncached(data)
+        shutil.rmtree(data / FOLDER, ignore_errors=True)
         return checksum({"tensors": {}, **make_partition("folder", str(data), listed="bee").as_dict()})
 
-    _images(partition, data)()
-    return {
-        **{f"image{ending}": Subject(path, _images(partition, data)) for ending, path in first.items()},
-        **{f"image{ending}, partition": Subject(path, partitioned, (code,), vouched=False)
-           for ending, path in first.items()},
-        # The times of mutated images are part of their caches' names, so this one is of another class.
-        "cache": Subject(str(max((data / FOLDER).iterdir())), _images(partition, data, cached=True)),
-    }
+    def cached():
+        images = load_images(partition, str(data), "test", partition.classes("all"))
+        return checksum({"tensors": {"images": images.images}})
 
-
-def cifar_subjects(root, patches):
-    """CIFAR-10 as torchvision downloads it, with torchvision told the sums of this stand-in."""
-    for name, value in {**make_cifar(root), "url": "http://127.0.0.1:9/cifar-10-python.tar.gz"}.items():  # not there
-        patches.enter_context(mock.patch.object(torchvision.datasets.CIFAR10, name, value))
-    with redirect_stdout(io.StringIO()):
-        partition = make_partition("cifar10", str(root), seed=0)
-    folder = root / "cifar-10-batches-py"
-
-    def unpacked():
-        shutil.rmtree(folder, ignore_errors=True)
-        with redirect_stdout(io.StringIO()):
-            return _digest(load_images(partition, str(root), "train", [0], download=True))
-
-    return {"CIFAR batch": Subject(str(folder / "data_batch_2"), _images(partition, root), (code,)),
-            "CIFAR archive": Subject(str(root / "cifar-10-python.tar.gz"), unpacked, (code,))}
-
-
-def cub_subjects(root):
-    """CUB-200-2011's layout with three classes: archive, tables, image and cache."""
-    inner = make_cub(root, [3, 7, 9], side=SIZE, ending=".jpg")
-    with tarfile.open(root / ARCHIVE, "w:gz") as tar:
-        tar.add(inner, NAME)
-    partition = make_partition("cub200", str(root), listed="007.Bird_7", image_size=SIZE)
-    load = _images(partition, root)
-
-    def unpacked():
-        shutil.rmtree(inner, ignore_errors=True)
-        return load()
-
-    load()
-    return {
-        "CUB cache": Subject(str(min((inner / FOLDER).iterdir())), _images(partition, root, cached=True)),
-        "CUB image": Subject(str(inner / "images" / "007.Bird_7" / "1.jpg"), load),
-        **{f"CUB {name}": Subject(str(inner / name), load) for name in TABLES},
-        "CUB archive": Subject(str(root / ARCHIVE), unpacked, (code,)),
-    }
+    images = {path.suffix: str(path) for path in (data / "train" / "ant").iterdir()}
+    return {**{f"image{ending}": Subject(path, partitioned, (code,), vouched=False) for ending, path in images.items()},
+            "cache": Subject(str(min((data / FOLDER).glob("test*"))), cached)}
 
 
 # the campaign
+
+class TooSlow(BaseException):
+    """Which no reader takes for a damaged file."""
+
+
+def too_slow(*_):
+    raise TooSlow(f"more than {SECONDS} s")
+
 
 def judge(subject, kind, expected):
     """(verdict, detail) of reading a mutated file: same, refused, accepted, or wrong."""
     signal.alarm(SECONDS)
     try:
         found = subject.read()
+        verdict = "same" if found == expected else "accepted" if kind is forge or not subject.vouched else "wrong"
+        detail = "another content was accepted"
     except (UserError, OSError) as error:  # both of which the command line tells in one line
         verdict, detail = "refused", str(error)
-    except Exception as error:
+    except (Exception, TooSlow) as error:
         verdict, detail = "wrong", f"{type(error).__name__}: {error}"
-    else:
-        detail = ""
-        verdict = "same" if found == expected else "accepted" if kind is forge or not subject.vouched else "wrong"
-        if verdict == "wrong":
-            detail = "another content was accepted"
     finally:
         signal.alarm(0)
     if os.path.isdir(MARKER):
@@ -410,54 +318,25 @@ def campaign(root, cases, seed):
     endings = [ending for ending in IMAGE_EXTENSIONS if ending not in SYNONYMS]
     data = make_folder(root / "images", ["ant", "bee", "cow"], len(endings), len(endings), SIZE, endings=endings)
 
-    def too_slow(*_):
-        raise TimeoutError(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, too_slow)
-    with ExitStack() as patches:
-        patches.callback(signal.signal, signal.SIGALRM, before)
-        subjects = {**checkpoint_subjects(root, data), **image_subjects(data),
-                    **cifar_subjects(root / "cifar", patches), **cub_subjects(root / "cub")}
-        contents = {name: Path(subject.path).read_bytes() for name, subject in subjects.items()}
-        expected = {name: subject.read() for name, subject in subjects.items()}
-        choices = [(name, kind) for name, subject in subjects.items() for kind in (*BYTES, *subject.kinds)]
-        rng.shuffle(choices)
+    subjects = {**checkpoint_subjects(root, data), **image_subjects(data)}
+    contents = {name: Path(subject.path).read_bytes() for name, subject in subjects.items()}
+    expected = {name: subject.read() for name, subject in subjects.items()}
+    choices = [(name, kind) for name, subject in subjects.items() for kind in (*BYTES, *subject.kinds)]
+    rng.shuffle(choices)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    alarm, (soft, hard) = signal.signal(signal.SIGALRM, too_slow), resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
         for name, kind in itertools.islice(itertools.cycle(choices), cases):
             _write(subjects[name].path, kind(contents[name], rng))
             verdict, detail = judge(subjects[name], kind, expected[name])
             _write(subjects[name].path, contents[name])
-            if "archive" in name:
-                subjects[name].read()  # unpacked again, for the files that lie in it
             yield name, kind.__name__, verdict, detail
+    finally:
+        signal.signal(signal.SIGALRM, alarm)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _write(path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)  # a refused image leaves no folder of caches
     Path(path).write_bytes(content)
-
-
-def get_args_parser():
-    parser = make_parser(__doc__)
-    parser.add_argument("--cases", type=bounded(int, 1), default=10_000, help="mutations, spread evenly")
-    parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help="seed of the mutations")
-    return parser
-
-
-def main(args):
-    warnings.filterwarnings("ignore", category=UserWarning)  # of PIL and torch, of what is damaged
-    with open("/proc/self/statm", encoding="utf-8") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    verdicts = collections.Counter()
-    with tempfile.TemporaryDirectory() as root:
-        for name, kind, verdict, detail in campaign(Path(root), args.cases, args.seed):
-            verdicts[verdict] += 1
-            if verdict == "wrong":
-                print(f"{name}, {kind}, case {verdicts.total()}: {detail}", flush=True)
-    print(", ".join(f"{verdict}: {count}" for verdict, count in sorted(verdicts.items())))
-    if verdicts["wrong"]:
-        raise UserError(f"{verdicts['wrong']} of {args.cases} mutated files were read wrongly")
-
-
-if __name__ == "__main__":
-    run(main, get_args_parser())
