@@ -14,7 +14,6 @@ import torch
 from conftest import fail, run_shell, snapshot, succeed
 from fixtures import make_cub, make_cub_archive, served
 
-from analysis.benchmark.memory import get_args_parser, make_photographs, measure
 from datasets import load_images, read_partition
 from datasets.cache import FOLDER
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
@@ -115,14 +114,6 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     assert sum(metrics["recover"]["concat"]["counts"]["total"]) == 200
     partition = json.loads((save / "partition.json").read_text())
     assert len(partition["deposit_classes"]) == 60 and len(partition["class_names"]) == 200
-
-
-def test_the_memory_measurement_passes_over_every_photograph(tmp_path):
-    make_photographs(str(tmp_path), 400)
-    args = get_args_parser().parse_args(["--image_size", "16"])
-    decoded, opened = (measure(str(tmp_path), args) for _ in range(2))
-    assert decoded["images"] == opened["images"] == 400 and decoded["peak_memory_bytes"] > 1e8
-    assert decoded["seconds"] > opened["seconds"] >= 0
 
 
 # what is damaged

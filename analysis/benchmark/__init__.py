@@ -1,1 +1,0 @@
-"""Speed and memory beside a plain reference, and that reference."""

@@ -1,0 +1,173 @@
+"""How fast the original's and the deposit's step are: images per second, and the share of the machine's peak of matrix
+products that is reached. Beside the original's step stands a reference written the usual way (files decoded by a
+DataLoader, float32, NCHW, .item() at every step), on the same machine by turns."""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+import train_deposit
+import train_scratch
+from datasets import load_images, make_partition
+from models.architectures import ARCHITECTURES, build_network
+from models.lirf import LIRF
+from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.files import save_json
+from utils.optim import make_optimizer
+from utils.runtime import Runtime, usable_processors
+
+CLASSES, SIZE = 10, 32  # CIFAR-10's; pixels are random, which changes no speed
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--arch", choices=list(ARCHITECTURES), default="resnet18", help="architecture")
+    parser.add_argument("--batch_size", type=bounded(int, 2), default=128, help="images a step")
+    parser.add_argument("--steps", type=bounded(int, 1), default=3, help="steps of a turn")
+    parser.add_argument("--rounds", type=bounded(int, 1), default=3,
+                        help="turns that either side takes, after one to warm up; what counts is the median")
+    parser.add_argument("--workers", type=bounded(int, 0), default=usable_processors(),
+                        help="DataLoader processes of the reference")
+    parser.add_argument("--compile", action="store_true", help="compile our networks, as the stages' flag does")
+    parser.add_argument("--out", type=path, default=None, help="JSON file to write as well")
+    add_running_args(parser)
+    return parser
+
+
+def make_images(root, count):
+    """Random images as an image folder train/<class>/, test/<class>/."""
+    rng = np.random.default_rng(0)
+    for c in range(CLASSES):
+        for split, share in (("train", count // CLASSES + 1), ("test", 1)):
+            folder = os.path.join(root, split, f"class{c}")
+            os.makedirs(folder)
+            for i in range(share):
+                Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
+
+
+class NoProgress:
+    """Stands for a TrainingRun where nothing is shown."""
+
+    @staticmethod
+    def progress(data, epoch, total):
+        return data
+
+
+def ours(stage, args, runtime, root):
+    """steps -> None: steps of train_scratch.py or train_deposit.py as they are."""
+    partition = make_partition("folder", root, draw="first")
+    module = {"original": train_scratch, "deposit": train_deposit}[stage]
+    flags = module.get_args_parser().parse_args(
+        ["--batch_size", str(args.batch_size), "--device", args.device, "--precision", args.precision])
+    network = build_network(args.arch, CLASSES, SIZE)
+    if stage == "original":
+        trained = compiled = [runtime.place(network)]
+    else:
+        trained = [runtime.place(LIRF(network.eval(), partition, flags))]
+        compiled = [trained[0].original_lower, trained[0].upper, trained[0].target, trained[0].deposit]
+    if args.compile:
+        runtime.compile(*compiled)
+    network = trained[0]
+    optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], flags)
+    images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
+    images = images.to(runtime.device)
+
+    def steps(count):
+        part = images[torch.arange(count * args.batch_size, device=runtime.device) % len(images)]
+        if stage == "original":
+            train_scratch.train_one_epoch(network, optimizer, part, runtime, NoProgress, flags, 0)
+        else:
+            train_deposit.train_one_epoch(network, network, optimizer, part, runtime, NoProgress, flags, 0)
+
+    return steps
+
+
+def reference(args, runtime, root):
+    """steps -> None: the original's training in a plain loop."""
+    data = torchvision.datasets.ImageFolder(os.path.join(root, "train"), transforms.Compose([
+        transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+        transforms.Normalize((0.5,) * 3, (0.25,) * 3)]))
+    # sampled with replacement, so that a few files make as many batches as are wanted
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * 10_000)
+    loader = iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers, pin_memory=runtime.device.type == "cuda"))
+    network = build_network(args.arch, CLASSES, SIZE).to(runtime.device).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+
+    def steps(count):
+        for _ in range(count):
+            x, y = (t.to(runtime.device) for t in next(loader))
+            loss = F.cross_entropy(network(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return steps
+
+
+def matmul_peak(runtime):
+    """FLOP/s of the best of some square matrix products, in the precision that our steps run in."""
+    size = 16384 if runtime.device.type == "cuda" else 2048  # large, so that its start counts for nothing
+    kind = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=runtime.device, dtype=kind) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, runtime.device) for _ in range(5))
+
+
+def seconds_of(call, device):
+    """Wall time of call(), with the work that it leaves to a GPU."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    started = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - started
+
+
+def measure(args, runtime, root):
+    """{"original", "deposit": figures}. The sides take turns, since a machine that others share is not as fast at one
+    time as at another."""
+    sides = {"original": ours("original", args, runtime, root), "deposit": ours("deposit", args, runtime, root),
+             "reference": reference(args, runtime, root)}
+    seconds, peak = {name: [] for name in sides}, 0.0
+    for turn in range(args.rounds + 1):
+        for name, steps in sides.items():
+            taken = seconds_of(lambda: steps(args.steps), runtime.device) / args.steps
+            if turn:  # the first turn warms up
+                seconds[name].append(taken)
+        peak = max(peak, matmul_peak(runtime))
+    rates = {name: args.batch_size / statistics.median(of_side) for name, of_side in seconds.items()}
+    figures = {"images_per_s": rates, "speedup": rates["original"] / rates["reference"], "flops_per_step": {},
+               "share_of_peak": {}}
+    for name in ("original", "deposit") if not args.compile else ():  # the counter sees what eager mode calls
+        with FlopCounterMode(display=False) as counter:
+            sides[name](1)
+        figures["flops_per_step"][name] = counter.get_total_flops()
+        figures["share_of_peak"][name] = counter.get_total_flops() * rates[name] / args.batch_size / peak
+    return figures
+
+
+def main(args):
+    runtime = Runtime.of(args)
+    report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "compile": args.compile,
+              "steps": args.steps}
+    with tempfile.TemporaryDirectory() as root:
+        make_images(root, 4 * args.batch_size)
+        report |= measure(args, runtime, root)
+    print(json.dumps(report, indent=2))
+    if args.out:
+        save_json(args.out, report)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
