@@ -10,4 +10,3 @@ python "$ROOT/train_scratch.py" --save_path "$save_path" --arch resnet8 --epochs
 # D_r holds 434 images here, a thirtieth of CIFAR-10's: smaller batches and more epochs make up for it.
 python "$ROOT/train_deposit.py" --save_path "$save_path" --epochs 30 --batch_size 32
 python "$ROOT/withdraw.py" --save_path "$save_path" --data_dir data
-python -m analysis.plot_accuracies --metrics "$save_path/metrics.json" --out "$save_path/accuracies.png"

@@ -94,11 +94,3 @@ def test_table1_from_the_command_line(chain, tmp_path):
     for content in ({}, metrics):
         (tmp_path / "m.json").write_text(json.dumps(content))
         assert "m.json holds no figures" in fail("analysis/table1.py", "--metrics", tmp_path / "m.json")
-
-
-def test_the_bars_of_a_run(chain, tmp_path):
-    succeed("analysis/plot_accuracies.py", "--metrics", chain[0] / "metrics.json", "--out", tmp_path / "bars.png")
-    with Image.open(tmp_path / "bars.png") as image:
-        assert image.format == "PNG" and image.width > 400
-    (tmp_path / "m.json").write_text("{}")
-    assert "lacks figures" in fail("analysis/plot_accuracies.py", "--metrics", tmp_path / "m.json")
