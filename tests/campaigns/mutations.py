@@ -231,10 +231,10 @@ def checkpoint_subjects(root, data):
         rows = table1_rows(load_runs([paths["metrics.json"]]))
         return json.dumps([read_metrics(paths["metrics.json"], partition), rows])
 
-    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch):
+    def stopped(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved):
         """Train the first epoch; stop at the second, with what it goes on with: weights, momentum, and the log."""
         if epoch == 0:
-            return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch)
+            return train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
         momentum = {str(i): s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
         done = Path(training.log_path).read_text().splitlines()[:-1]  # without what this start has added
         seen.append(checksum({"tensors": {**lirf.state_dict(), **momentum}, "epoch": epoch, "log": str(done)}))
