@@ -52,6 +52,8 @@ TABLES = {
     "cifar10_resnet20": Table(CIFAR10, PUBLISHED("resnet20-12fca82f.th", "resnet20"),
                               "table1/cifar10_resnet20/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
+    "cifar10_resnet20_split2": Table(CIFAR10, "VARIANTS=split2 " + PUBLISHED("resnet20-12fca82f.th", "resnet20"),
+                                     "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
     "cifar10_resnet56": Table(CIFAR10, PUBLISHED("resnet56-4bfd9763.th", "resnet56"),
                               "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
