@@ -163,14 +163,14 @@ def python(request, monkeypatch):
 
 
 @pytest.mark.parametrize("python,damage", [
-    *((python, damage) for python in ("new", "old") for damage in (b"", b"no archive", "truncated", *OUTSIDE)),
+    *((python, damage) for python in ("new", "old") for damage in (b"", b"no archive", -300, -8, *OUTSIDE)),
     ("old", member("/tmp/lirf-outside")),  # whose slash newer ones take off
 ], indirect=["python"])
 def test_a_damaged_archive_or_one_that_leads_outside_leaves_nothing_behind(tmp_path, python, damage):
     data = tmp_path / "data"
     archive = make_cub_archive(data, [1, 2], [damage] if isinstance(damage, tarfile.TarInfo) else [])
-    if damage == "truncated":
-        archive.write_bytes(archive.read_bytes()[:-300])
+    if isinstance(damage, int):  # cut there; without its last bytes, gzip's own sum, all members are there
+        archive.write_bytes(archive.read_bytes()[:damage])
     elif isinstance(damage, bytes):
         archive.write_bytes(damage)
     before = snapshot(tmp_path)
