@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from analysis import measures
 from analysis.methods import print_tables
 from analysis.recovery import as_bytes, file_size
+from analysis.tsne import features_of
 from datasets import batches, evaluation_batches, load_images, read_partition
 from models.architectures import build_network, split_network
 from models.checkpoints import read
@@ -64,7 +65,7 @@ class Known:
         self.network.eval()
         for x, y in evaluation_batches(self.images[split], self.runtime.device):
             f = lower(x)
-            h = torch.nn.Sequential(*upper[:-1], *upper[-1][:-1])(f)
+            h = features_of(upper, f)
             for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
                 found[name].append(part.cpu())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}

@@ -100,7 +100,8 @@ def reference(args, runtime, root):
         transforms.Normalize((0.5,) * 3, (0.25,) * 3)]))
     # sampled with replacement, so that a few files make as many batches as are wanted
     sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * 10_000)
-    loader = iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers, pin_memory=runtime.device.type == "cuda"))
+    loader = iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers,
+                             pin_memory=runtime.device.type == "cuda"))
     network = build_network(args.arch, CLASSES, SIZE).to(runtime.device).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
 

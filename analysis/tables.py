@@ -8,8 +8,9 @@ from analysis.ablation import named, overview
 from analysis.bank import bank_rows
 from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
+from analysis.tsne import NETWORKS
 from utils.files import load_json
-from utils.tables import table1_rows
+from utils.tables import summary, table1_rows
 
 
 class Table(NamedTuple):
@@ -45,33 +46,43 @@ def recovery(paths):
     return recovery_rows([load_json(path)["points"] for path in paths])
 
 
+def tsne(paths):
+    """Shares of nearest neighbours of the own class, of analysis.tsne."""
+    return {NETWORKS[name]: {"preserved classes": summary([of_network["pre"]]),
+                             "deposit classes": summary([of_network["dep"]])}
+            for name, of_network in load_json(paths[0])["neighbour_accuracy"].items()}
+
+
+def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
+    """The command of a script whose original is a published network."""
+    weights = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}[arch]
+    return (f'{variables}WEIGHTS={weights} ARCH={arch} EPOCHS=0 PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 '
+            f'0.224 0.225" bash scripts/{script}')
+
+
 CIFAR10 = "CIFAR-10, test set, three draws"
-PUBLISHED = ('WEIGHTS={} ARCH={} EPOCHS=0 PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225" '
-             'bash scripts/1_table1_cifar10.sh 0 1 2').format
 TABLES = {
-    "cifar10_resnet20": Table(CIFAR10, PUBLISHED("resnet20-12fca82f.th", "resnet20"),
-                              "table1/cifar10_resnet20/paper/seed*/metrics.json",
+    "cifar10_resnet20": Table(CIFAR10, published("resnet20"), "table1/cifar10_resnet20/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
-    "cifar10_resnet20_split2": Table(CIFAR10, "VARIANTS=split2 " + PUBLISHED("resnet20-12fca82f.th", "resnet20"),
+    "cifar10_resnet20_split2": Table(CIFAR10, published("resnet20", variables="VARIANTS=split2 "),
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
-    "cifar10_resnet56": Table(CIFAR10, PUBLISHED("resnet56-4bfd9763.th", "resnet56"),
-                              "table1/cifar10_resnet56/paper/seed*/metrics.json",
+    "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
+    "tsne_resnet20": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
+                           "tsne/resnet20.json", tsne, "share (%)",
+                           "../table1/cifar10_resnet20/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
-                           PUBLISHED("resnet20-12fca82f.th", "resnet20").replace("1_table1_cifar10", "8_bank").replace(
-                               "bash", 'DEPOSIT_FLAGS="--lambda_kp 2.5" bash', 1),
+                           published("resnet20", "8_bank.sh 0 1 2", 'DEPOSIT_FLAGS="--lambda_kp 2.5" '),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
-    "recovery_resnet20": Table(CIFAR10, PUBLISHED("resnet20-12fca82f.th", "resnet20").replace(
-                                   "1_table1_cifar10", "6_recovery_bytes"),
+    "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/*/seed*/recovery.json", recovery, "kept beside T"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),
                       "axis: value"),
     "settings_published": Table("CIFAR-10, held-out images of the published ResNet-20, draw of seed 10",
-                                PUBLISHED("resnet20-12fca82f.th", "resnet20").replace(
-                                    "bash scripts/1_table1_cifar10.sh 0 1 2",
-                                    'VAL_FRACTION=0.1 AXES="lambda_kp random_label" bash scripts/5_ablation.sh 10'),
+                                published("resnet20", "5_ablation.sh 10",
+                                          'VAL_FRACTION=0.1 AXES="lambda_kp random_label" '),
                                 "settings_published/**/metrics_val.json", ablation("val"), "axis: value"),
     "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
                         table1()),

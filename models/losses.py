@@ -17,12 +17,11 @@ def distillation(student, teacher, temperature):
     """KD(a, b) = T^2 KL(softmax(b/T) || softmax(a/T)), mean over the batch (Hinton et al., 2015).
 
     student, teacher: logits (batch, k) over the same k classes; temperature: T > 0.
-    The teacher's logits receive no gradient. 0 of an empty batch.
+    The teacher's logits receive no gradient.
     """
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / max(
-        1, len(student))
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
 def attention_map(features):
@@ -56,7 +55,10 @@ def partial_transfer(deposit_logits, original_logits, deposit, temperature):
 
 def masked_target(target_logits, original_logits, deposit):
     """L_mt = KL(t || softmax(z_T)), t = softmax(z_0) without the deposit columns: DELETE (Zhou et al., CVPR 2025) with
-    every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes."""
+    every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes. 0 of no
+    images: synthetic ones are made where L_ms has a weight."""
+    if len(target_logits) == 0:
+        return target_logits.float().sum()
     return distillation(target_logits, original_logits.float().index_fill(1, deposit, -1000.0), 1.0)
 
 

@@ -5,4 +5,5 @@
 # Nothing else should run on the machine meanwhile. On a GPU, STEPS=200 or more.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-python -m analysis.speed --arch "${ARCH:-resnet18}" --steps "${STEPS:-3}" --out "${OUT:-checkpoints/benchmark/speed.json}"
+OUT=${OUT:-checkpoints/benchmark/speed.json}
+python -m analysis.speed --arch "${ARCH:-resnet18}" --steps "${STEPS:-3}" --out "$OUT"
