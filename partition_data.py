@@ -3,7 +3,6 @@
 import os
 
 from datasets import DATASETS, make_partition
-from datasets.files import workspace
 from datasets.partition import read_partition, save_partition
 from utils.cli import bounded, make_parser, run
 from utils.errors import UserError
@@ -16,8 +15,7 @@ def get_args_parser():
                       help="digits: embedded in scikit-learn; cifar10, cifar100: torchvision's download or an image "
                            "folder; cub200: CUB-200-2011 or a part of it, in the layout of its archive; folder: any "
                            "train/<class>/, test/<class>/ (or val/<class>/, where there is no test/), with images at "
-                           "any depth; they are turned upright by their EXIF, deep ones scaled to 8 bits by their "
-                           "range, and transparent ones put on white")
+                           "any depth")
     data.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
     data.add_argument("--image_size", type=bounded(int, 8, 1024), default=None,
                       help="side of the square images; 32, for cub200 224, for folder the median of the short sides of "
@@ -35,8 +33,7 @@ def get_args_parser():
     choice.add_argument("--deposit_fraction", type=bounded(float, 0, 1), default=0.3,
                         help="share of the classes that are deposited (30 %% in the paper)")
     choice.add_argument("--deposit_classes", default=None,
-                        help="names, or else ids, of the deposit classes, separated by commas, instead of a draw; a "
-                             "name may hold commas itself")
+                        help="names, or else ids, of the deposit classes, separated by commas, instead of a draw")
     parser.add_argument("--draw", choices=["random", "first"], default="random",
                         help="which classes are deposited, unless listed: drawn at random (paper) or the first "
                              "(authors' code)")
@@ -55,10 +52,9 @@ def main(args):
                                listed=args.deposit_classes, draw=args.draw, seed=args.seed,
                                val_fraction=args.val_fraction, image_size=args.image_size, download=args.download,
                                mean=args.mean, std=args.std)
-    with workspace(f"{out}.lock"):  # two that begin at once shall not both find nothing there
-        if os.path.exists(out) and read_partition(out) != partition:
-            raise UserError(f"{out} holds another partition: name another --out, or remove that one")
-        save_partition(out, partition)
+    if os.path.exists(out) and read_partition(out) != partition:
+        raise UserError(f"{out} holds another partition: name another --out, or remove that one")
+    save_partition(out, partition)
     counts = partition.counts()
     for subset in ("deposit", "preservation"):
         names = ", ".join(partition.class_names[c] for c in partition.classes(subset))

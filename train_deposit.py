@@ -192,8 +192,6 @@ def main(args):
         shown = shown.to(runtime.device)
 
     lirf = runtime.place(LIRF(original.network, partition, args))
-    if args.compile:
-        runtime.compile(lirf.original_lower, lirf.upper, lirf.target, lirf.deposit)
     # A group each: where --clip_norm cuts T's gradient short, it does not slow T_r down.
     optimizer = make_optimizer([{"params": list(module.parameters())} for module in lirf.trained().values()], args)
     training.track(optimizer, **lirf.trained())

@@ -10,7 +10,7 @@ from datasets import batches, evaluation_batches, evaluation_sets, load_images, 
 from datasets.batches import steps_per_epoch
 from datasets.partition import save_partition
 from models.architectures import ARCHITECTURES, build_network
-from models.checkpoints import counts_of, describe
+from models.checkpoints import describe
 from models.weights import imagenet_weights, load_weights, read_weights
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
@@ -122,7 +122,7 @@ def main(args):
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
     if done is not None:
-        record(args.save_path, partition, kind, classes, counts_of(done, out))
+        record(args.save_path, partition, kind, classes, done["counts"])
         return
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
@@ -138,8 +138,6 @@ def main(args):
         return count_correct(network, evaluation_batches(evaluation[split], runtime.device), len(classes))
 
     runtime.place(network)
-    if args.compile:
-        runtime.compile(network)
     optimizer = make_optimizer(network.parameters(), args, nesterov=True)
     training.track(optimizer, network=network)
     parallel = distributed.parallel(network)

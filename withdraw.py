@@ -9,8 +9,8 @@ import torch
 
 from datasets import evaluation_batches, load_if_there, load_images
 from models.architectures import join_network
-from models.bank import away_of, give_back
-from models.checkpoints import counts_of, cut, describe, read, read_deposit
+from models.bank import give_back
+from models.checkpoints import cut, describe, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
@@ -58,7 +58,7 @@ def load_parts(args):
     target_path, folders = target_of(args), args.deposit or [args.save_path]
     content, partition = read(target_path, ("target", "recover"))
     target, upper = cut(content, partition, target_path)
-    given, away = copy.deepcopy(target), away_of(content, partition, target_path)
+    given, away = copy.deepcopy(target), dict(content["away"])
     for folder in folders:
         give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
     modules, scale = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given}), 1.0
@@ -103,7 +103,7 @@ def measure(modules, scale, data, partition, device):
 def main(args):
     runtime = Runtime.of(args)
     content, partition, modules, scale, away = load_parts(args)
-    target_path, out = target_of(args), os.path.join(args.save_path, "recover.pt")
+    out = os.path.join(args.save_path, "recover.pt")
     if os.path.exists(out) and load_checkpoint(out, "recover").get("target") != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
     metrics = metrics_path(args.save_path, args.eval_split)
@@ -125,9 +125,9 @@ def main(args):
 
     data = evaluation_batches(images.to(runtime.device), runtime.device)
     counts = measure(runtime.place(modules), scale, data, partition, runtime.device)
-    original = counts_of(content, target_path)
+    original = content["counts"]
     deposits = {", ".join(partition.class_names[c] for c in classes): classes
-                for classes in away_of(content, partition, target_path).values()}
+                for classes in content["away"].values()}
     columns = {name: {**table1(c, partition, original[args.eval_split]), "counts": c,
                       "deposits": {names: percent(c, classes) for names, classes in deposits.items()}}
                for name, c in counts.items()}

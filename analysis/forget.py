@@ -207,8 +207,6 @@ def main(args):
             ("train", "deposit"), ("val" if partition.val_fraction else "train", "deposit"), (logged, "all")))
     shown = shown.to(runtime.device)
     net = Networks(original, partition, runtime)
-    if args.compile:
-        runtime.compile(net.original, net.target, net.teacher)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)

@@ -39,7 +39,6 @@ def get_args_parser():
                         help="turns that either side takes, after one to warm up; what counts is the median")
     parser.add_argument("--workers", type=bounded(int, 0), default=usable_processors(),
                         help="DataLoader processes of the reference")
-    parser.add_argument("--compile", action="store_true", help="compile our networks, as the stages' flag does")
     parser.add_argument("--out", type=path, default=None, help="JSON file to write as well")
     add_running_args(parser)
     return parser
@@ -71,14 +70,9 @@ def ours(stage, args, runtime, root):
     flags = module.get_args_parser().parse_args(
         ["--batch_size", str(args.batch_size), "--device", args.device, "--precision", args.precision])
     network = build_network(args.arch, CLASSES, SIZE)
-    if stage == "original":
-        trained = compiled = [runtime.place(network)]
-    else:
-        trained = [runtime.place(LIRF(network.eval(), partition, flags))]
-        compiled = [trained[0].original_lower, trained[0].upper, trained[0].target, trained[0].deposit]
-    if args.compile:
-        runtime.compile(*compiled)
-    network = trained[0]
+    if stage == "deposit":
+        network = LIRF(network.eval(), partition, flags)
+    runtime.place(network)
     optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], flags)
     images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
     images = images.to(runtime.device)
@@ -150,7 +144,7 @@ def measure(args, runtime, root):
     rates = {name: args.batch_size / statistics.median(of_side) for name, of_side in seconds.items()}
     figures = {"images_per_s": rates, "speedup": rates["original"] / rates["reference"], "flops_per_step": {},
                "share_of_peak": {}}
-    for name in ("original", "deposit") if not args.compile else ():  # the counter sees what eager mode calls
+    for name in ("original", "deposit"):
         with FlopCounterMode(display=False) as counter:
             sides[name](1)
         figures["flops_per_step"][name] = counter.get_total_flops()
@@ -160,8 +154,7 @@ def measure(args, runtime, root):
 
 def main(args):
     runtime = Runtime.of(args)
-    report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "compile": args.compile,
-              "steps": args.steps}
+    report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "steps": args.steps}
     with tempfile.TemporaryDirectory() as root:
         make_images(root, 4 * args.batch_size)
         report |= measure(args, runtime, root)

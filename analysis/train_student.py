@@ -10,7 +10,7 @@ from datasets import batches, evaluation_batches, evaluation_sets, load_images, 
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import ARCHITECTURES, build_network
-from models.checkpoints import counts_of, describe, network_of, read
+from models.checkpoints import describe, network_of, read
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, bounded, make_parser, path, run
 from utils.metrics import count_correct, metrics_path, read_metrics, table1, write_metrics
@@ -107,7 +107,7 @@ def main(args):
     out = os.path.join(args.save_path, "student.pt")
     done = already_done(out, "student", "student", settings)
     if done is not None:
-        record(args, partition, content["kind"], counts_of(done, out))
+        record(args, partition, content["kind"], done["counts"])
         return
     training = TrainingRun(args.save_path, "student", settings, runtime, args.epochs)
     teacher = runtime.place(network_of(content, partition, args.teacher)).requires_grad_(False)
@@ -120,8 +120,6 @@ def main(args):
 
     torch.manual_seed(args.seed)
     student = runtime.place(build_network(args.student, len(classes), partition.image_size))
-    if args.compile:
-        runtime.compile(*student, *teacher)  # whose layers are called one by one
     optimizer = make_optimizer(student.parameters(), args, nesterov=True)
     training.track(optimizer, student=student)
 

@@ -2,8 +2,7 @@
 
     sources    digits, CIFAR-10, CIFAR-100 as uint8 tensors, and the others by name
     folder, cub    image folders, CUB-200-2011
-    files, decode, cache, ragged   finding and hashing files, files to pixels, pixels kept beside the data,
-                                   photographs of differing sizes
+    files, decode, ragged   a hash of files, files to pixels, photographs of differing sizes
     partition  deposit set and preservation set, with a hash of the samples
     loading    the images that a partition names
     batches    shuffled, augmented, normalised batches made on the training device

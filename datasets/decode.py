@@ -18,72 +18,35 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # from 89 million pixels on, before they are decoded
 warnings.filterwarnings("ignore", "Corrupt EXIF data")
 _LONGEST = 4  # a longer image is cut to this many times its short side: nothing of it is lost to a square
-BACKGROUND = "white"  # what transparent images are put on
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """A block that reads the PIL image of a file. Raises UserError when the file is no image or a damaged one."""
-    fault = "cannot be read as an image"
+    """A block that reads the PIL image of a file. Raises UserError when the file is no image, a damaged one, or one of
+    more than 8 bits a channel, whose range is not known."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            fault = "is a damaged image"
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a channel")
             yield image
-    except UserError:
-        raise
     except Exception as error:  # a damaged image fails in as many ways as it has bytes
-        if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
-            fault = f"is too large an image ({error})"
-        raise UserError(f"{path} {fault}: replace or remove it, then partition again") from None
+        raise UserError(f"{path} cannot be read as an image of 8 bits a channel ({error}): replace or remove it, then "
+                        f"partition again") from None
 
 
-def outline(path):
-    """Of an image, by its header: (short side in pixels, whether it has more than 8 bits a channel, whether it may be
-    transparent)."""
+def short_side(path):
+    """The shorter side of an image in pixels, by its header."""
     with _opened(path) as image:
-        return min(image.size), _is_deep(image), image.has_transparency_data
-
-
-def _is_deep(image):
-    return image.mode == "F" or image.mode.startswith("I")  # of colours with 16 bits PIL itself reads the upper 8
+        return min(image.size)
 
 
 def _rgb(path):
-    """The image upright, as its camera's orientation says, in 8 bits a channel and on BACKGROUND where transparent."""
+    """The image upright, as its camera's orientation says, without transparency."""
     with _opened(path) as image:
         image.load()
         with contextlib.suppress(Exception):  # nonsense in a camera's notes does not make a damaged image
             ImageOps.exif_transpose(image, in_place=True)
-        if _is_deep(image):
-            return Image.fromarray(_eight_bits(image, path)).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
         return image.convert("RGB")
-
-
-def _eight_bits(image, path):
-    """uint8 (h, w) of a deep grey image: 0 stays 0, and the top of its range becomes 255.
-
-    The range is that of 16 bits or of what the file states. TIFFs of 32 bits or floats state none: theirs is the least
-    of 1 (floats), 255, 65535 and 2^31 - 1 that holds them. Raises UserError when none fits.
-    """
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F":
-        tops = (1, 255, 65535)
-    elif image.format != "TIFF":
-        tops = (65535,)
-    else:
-        bits = image.tag_v2.get(258, (16,))[0]
-        signed = image.mode == "I"  # 16 bits without a sign are modes of their own
-        tops = (255, 65535, 2**31 - 1) if bits == 32 else (2 ** (bits - signed) - 1,)
-    top = next((top for top in tops if high <= top), None)
-    # beyond 16 bits the whole image might lie below the first of 255 steps
-    if top is None or not low >= 0 or (top > 65535 and high < top / 255):
-        raise UserError(f"{path} holds values from {low:g} to {high:g}, whose range is unknown: save the images of the "
-                        f"data set with one scale, in 8 or 16 bits")
-    return (values * (255 / top)).round().astype(np.uint8)
 
 
 def _centre(image, width, height):
@@ -101,14 +64,14 @@ def read_square(path, size):
     return np.array(image)
 
 
-def read_short_side(path, short_side):
-    """uint8 (h, w, 3): RGB, made smaller to a short side of `short_side` if it is larger; at most four times as
-    long as wide."""
+def read_short_side(path, size):
+    """uint8 (h, w, 3): RGB, made smaller to a short side of `size` if it is larger; at most four times as long as
+    wide."""
     image = _rgb(path)
     short = min(image.size)
     image = _centre(image, min(image.width, _LONGEST * short), min(image.height, _LONGEST * short))
-    if short > short_side:
-        image = image.resize([max(short_side, round(side * short_side / short)) for side in image.size],
+    if short > size:
+        image = image.resize([max(size, round(side * size / short)) for side in image.size],
                              Image.Resampling.BILINEAR, reducing_gap=2)
     return np.array(image)
 

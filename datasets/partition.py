@@ -3,9 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import re
-from unicodedata import normalize
 
 import torch
 
@@ -123,37 +120,14 @@ class Partition:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             partition = cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
-            partition._check()
-            if content != partition.as_dict():
+            rest = [c for c in partition.classes("all") if c not in partition.deposit_classes]
+            if content != partition.as_dict() or partition.preserved_classes != rest:
                 raise ValueError("it was changed after it was written")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise UserError(f"{where} is not a partition of this project ({reason}): "
                             f"write it again with partition_data.py") from None
         return partition
-
-    def _check(self):
-        ids = list(range(self.num_classes))
-        for value, kind in ((self.image_size, int), (self.seed, int), (self.val_fraction, (int, float))):
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{value!r} is not a number")
-        if self.dataset not in DATASETS or not 1 <= self.image_size <= 4096 or not 0 <= self.val_fraction < 1:
-            raise ValueError("its data set, image size or validation fraction is unknown or out of range")
-        if sorted(self.deposit_classes + self.preserved_classes) != ids:
-            raise ValueError("its deposit and preserved classes do not divide the classes")
-        if not self.deposit_classes or not self.preserved_classes:
-            raise ValueError("its deposit or preservation set is empty")
-        if not all(isinstance(name, str) and name and os.path.basename(name) == name and name not in (".", "..")
-                   for name in self.class_names):
-            raise ValueError("a class name is not a plain folder name")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 <= m <= 1 for m in self.mean) or not all(
-                0 < s <= 1 for s in self.std):
-            raise ValueError("its mean or std is not three numbers of [0, 1]")
-        for split in SPLITS:
-            if len(self.samples[split]) != len(ids) or not all(
-                    isinstance(s["count"], int) and 0 <= s["count"] <= 10**8 and isinstance(s["sha256"], str)
-                    for s in self.samples[split]):
-                raise ValueError("its sample lists do not fit its classes")
 
 
 def _held_out(val_fraction, size):
@@ -213,29 +187,18 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
 
 
 def _listed_classes(listed, names):
-    """Class ids that text names: all of its entries are names (the longest that fit, which may hold commas), or all
-    are ids; of both kinds only where no name could be taken for an id."""
-    spelled = {normalize("NFC", name): c for c, name in enumerate(names)}
-    longest = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
-    entries = re.findall(rf"\s*({longest}|[^,]*?)\s*(?:,|$)", normalize("NFC", listed))
-    entries = [entry for entry in entries if entry]
-    ids = [entry for entry in entries if entry.isdecimal() and int(entry) < len(names)]
-    for entry in entries:
-        if entry not in spelled and entry not in ids:
-            raise UserError(f"--deposit_classes: '{entry}' is no class; the classes are {', '.join(names)}")
-    if all(entry in spelled for entry in entries):  # names win: the digits are named "0" to "9"
-        deposit = {spelled[entry] for entry in entries}
-    elif len(ids) < len(entries) and any(name.isdecimal() for name in names):
-        raise UserError(f"--deposit_classes {listed}: some entries can only be names and others only ids, where names "
-                        f"are numbers too: give names only, or ids only (0 to {len(names) - 1})")
+    """Class ids of what text lists: all entries are names, or else all are ids (the digits are named "0" to "9")."""
+    entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
+    if all(entry in names for entry in entries):
+        deposit = {names.index(entry) for entry in entries}
+    elif all(entry.isdecimal() and int(entry) < len(names) for entry in entries):
+        deposit = {int(entry) for entry in entries}
     else:
-        deposit = {int(entry) if entry in ids else spelled[entry] for entry in entries}
-        if any(entry in spelled for entry in ids):
-            print(f"note: --deposit_classes {listed} are ids, since not all of them are names", flush=True)
-    if not deposit:
-        raise UserError("--deposit_classes is empty: name at least one class")
-    if len(deposit) == len(names):
-        raise UserError("--deposit_classes names every class: at least one must be preserved")
+        odd = next(entry for entry in entries if entry not in names)
+        raise UserError(f"--deposit_classes: '{odd}' is no class; name classes, or give ids alone: {', '.join(names)}")
+    if not 0 < len(deposit) < len(names):
+        raise UserError(f"--deposit_classes names {len(deposit)} of {len(names)} classes: at least one class must be "
+                        f"deposited and one preserved")
     return sorted(deposit)
 
 

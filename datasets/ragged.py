@@ -1,7 +1,4 @@
-"""Photographs of differing sizes, kept on the disk as decoded pixels and cut to size on the training device."""
-
-import os
-from concurrent.futures import ThreadPoolExecutor
+"""Photographs of differing sizes, kept in memory as decoded pixels and cut to size on the training device."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +13,8 @@ SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 class RaggedImages:
     """Images of differing sizes, given in squares of one size.
 
-    photographs: a list with an entry an image: uint8 (h, w, 3), usually mapped from a cache file, or a function that
-    decodes it anew; size: side of the squares. Indexed by a tensor of rows it gives a part of itself.
+    photographs: a list of uint8 arrays (h, w, 3); size: side of the squares. Indexed by a tensor of rows it gives a
+    part of itself.
     """
 
     def __init__(self, photographs, size, device="cpu"):
@@ -43,24 +40,16 @@ class RaggedImages:
         if generator is not None:
             drawn = torch.rand(len(rows), 5, generator=generator, device=generator.device)
             rows, draws = distributed.share(rows), distributed.share(drawn).tolist()
-        chosen = [self.photographs[row] for row in rows.tolist()]
-        out = torch.empty(len(chosen), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for square, pixels, draw in zip(out, pool.map(_pixels, chosen), draws):
-                square.copy_(self._square(pixels, draw, flip))
-        return out
+        return torch.stack([self._square(self.photographs[row], draw, flip)
+                            for row, draw in zip(rows.tolist(), draws)])
 
     def _square(self, pixels, draw, flip):
         h, w, _ = pixels.shape
         top, left, height, width = _centre(h, w) if draw is None else _random_box(h, w, draw)
         box = torch.from_numpy(pixels[top:top + height, left:left + width].copy()).to(self.device)
         square = F.interpolate(box.permute(2, 0, 1)[None].float(), (self.size, self.size), mode="bilinear",
-                               antialias=True)[0].round_().clamp_(0, 255)
+                               antialias=True)[0].round_().clamp_(0, 255).byte()
         return square.flip(2) if draw is not None and flip and draw[4] < 0.5 else square
-
-
-def _pixels(photograph):
-    return photograph() if callable(photograph) else photograph
 
 
 def _centre(h, w):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import torchvision
 
 from datasets.cub import open_cub
-from datasets.files import SPLITS, workspace
+from datasets.files import SPLITS
 from datasets.folder import FolderSource
 from utils.errors import UserError
 
@@ -77,8 +77,7 @@ def _cifar(factory):
             except Exception:
                 if not download:
                     raise
-                with workspace(os.path.join(data_dir, f"{name}.part")):  # torchvision's download expects no other
-                    splits = {split: factory(data_dir, train=split == "train", download=True) for split in SPLITS}
+                splits = {split: factory(data_dir, train=split == "train", download=True) for split in SPLITS}
         except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
             cause = "no network, or a damaged archive" if download else "it is absent or damaged"
             raise UserError(

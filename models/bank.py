@@ -12,8 +12,8 @@ from typing import NamedTuple
 from torch import nn
 
 from models.architectures import split_network
-from models.checkpoints import counts_of, damaged, network_of, read
-from models.difference import BITS, decode, shifted
+from models.checkpoints import network_of, read
+from models.difference import decode, shifted
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
@@ -42,32 +42,20 @@ def open_original(path, split_at):
     part, _ = split_network(network, split_at)
     identity = f"{content['checksum']}/{split_at}"
     if content["kind"] == "target":
-        identity, away = content["original"], away_of(content, partition, path)
-        if content.get("split_at") != split_at:
-            raise UserError(f"{path} is cut after block {content.get('split_at')}: deposits of one bank share "
+        identity, away = content["original"], dict(content["away"])
+        if content["split_at"] != split_at:
+            raise UserError(f"{path} is cut after block {content['split_at']}: deposits of one bank share "
                             f"--split_at")
         lower, left = copy.deepcopy(part.state_dict()), dict(away)
         beside = os.path.join(glob.escape(os.path.dirname(os.path.abspath(path))), "..", "*", "difference.pt")
         for difference in sorted(glob.glob(beside)):
-            if load_checkpoint(difference, "difference").get("id") in left:
+            if load_checkpoint(difference, "difference")["id"] in left:
                 give_back(difference, path, content, left, part)
         if left:
             names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
                             f"that T0 can be rebuilt")
-    return Original(network, content["arch"], counts_of(content, path), identity, lower, away), partition
-
-
-def away_of(content, partition, path):
-    """{id of a deposit: its classes} of the deposits that are away from a target network."""
-    away = content.get("away")
-    try:
-        classes = [c for of_deposit in away.values() for c in of_deposit]
-        if sorted(classes) != partition.deposit_classes:
-            raise ValueError
-    except (AttributeError, TypeError, ValueError):
-        raise damaged(path, "its list of deposits does not fit its partition") from None
-    return dict(away)
+    return Original(network, content["arch"], content["counts"], identity, lower, away), partition
 
 
 def read_difference(path, target_path, content, away, lower):
@@ -77,16 +65,10 @@ def read_difference(path, target_path, content, away, lower):
     lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
     """
     difference = load_checkpoint(path, "difference")
-    bits, data, name = difference.get("bits"), difference["tensors"].get("difference"), difference.get("id")
-    if difference.get("original") != content.get("original") or name not in away:
+    if difference["original"] != content["original"] or difference["id"] not in away:
         raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
                         f"this network")
-    try:
-        if bits not in BITS or len(difference["tensors"]) != 1:
-            raise ValueError("its bits or its tensors are not those of a difference")
-        return name, decode(data, lower.state_dict(), bits)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise damaged(path, str(error)) from None
+    return difference["id"], decode(difference["tensors"]["difference"], lower.state_dict(), difference["bits"])
 
 
 def give_back(path, target_path, content, away, lower):

@@ -1,7 +1,6 @@
 """Every mistake of the user and every fault of the machine: one clear line on stderr, an exit status, nothing lost;
-what is damaged or hostile is refused and never run. The campaigns, which try this at random, stand here in short."""
+what is damaged is refused, and code in a file never run. The campaign of faults stands here in short."""
 
-import dataclasses
 import json
 import os
 import random
@@ -14,14 +13,15 @@ from unittest import mock
 
 import pytest
 import torch
-from campaigns import faults, mutations
+from campaigns import faults
 from conftest import ROOT, call, deposit_flags, epochs_of, fail, rewrite, scratch_flags, snapshot, succeed
-from fixtures import make_folder
+from fixtures import MARKER, Call, make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_deposit
 import train_scratch
 import utils.run
+import withdraw
 from datasets import read_partition
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -41,7 +41,7 @@ def redeposit_fails(chain, run, *more):
     return fail("train_deposit.py", *deposit_flags(chain, run, "--original", run / "original.pt", *more), unchanged=run)
 
 
-# the campaigns: in short, or as many times as long as the environment variable says
+# the campaign: in short, or as many times as long as the environment variable says
 
 TIMES = int(os.environ.get("CAMPAIGN", "1"))
 
@@ -53,20 +53,41 @@ def test_faults_change_no_result(tmp_path):
     assert [record for record in records if record["verdict"] != "good"] == []
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_mutated_files_are_refused_or_read_as_they_were_written(tmp_path):
-    verdicts = list(mutations.campaign(tmp_path, cases=200 * TIMES, seed=TIMES))
-    assert {"refused", "same"} <= {verdict for _, _, verdict, _ in verdicts}
-    assert [v for v in verdicts if v[2] == "wrong"] == []
+def spoil(content, rng):
+    """Bytes with some bits flipped, cut off, or with a block of others in their midst."""
+    data, start = bytearray(content), rng.randrange(len(content))
+    kind = rng.randrange(3)
+    if kind == 0:
+        for _ in range(2 ** rng.randrange(4)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        del data[start:]
+    else:
+        data[start:start + rng.randrange(100)] = rng.randbytes(rng.randrange(100))
+    return bytes(data)
 
 
-@pytest.mark.parametrize("read,kind,verdict", [
-    (lambda: "as written", mutations.flip, "same"), (lambda: "other", mutations.flip, "wrong"),
-    (lambda: "other", mutations.forge, "accepted"), (lambda: [][0], mutations.forge, "wrong"),
-    (lambda: os.mkdir(mutations.MARKER) or "as written", mutations.code, "wrong"),
-])
-def test_the_campaign_judges(read, kind, verdict):
-    assert mutations.judge(mutations.Subject("", read), kind, "as written")[0] == verdict
+def test_a_damaged_file_is_refused_or_read_as_it_was_written(chain, spoiled, tmp_path):
+    args, rng = withdraw.get_args_parser().parse_args(["--save_path", str(spoiled)]), random.Random(TIMES)
+
+    def parts():
+        content, of_content, modules, scale, _ = withdraw.load_parts(args)
+        return checksum({"tensors": modules.state_dict(), "rest": [scale, content["checksum"], of_content.hash]})
+
+    def manifest():
+        return read_partition(str(spoiled / "partition.json")).hash
+
+    for name, read in [*((f"{kind}.pt", parts) for kind in ("target", "deposit", "difference")),
+                       ("partition.json", manifest)]:
+        whole, expected, refused = (spoiled / name).read_bytes(), read(), 0
+        for _ in range(40 * TIMES):
+            (spoiled / name).write_bytes(spoil(whole, rng))
+            try:
+                assert read() == expected, name
+            except UserError:
+                refused += 1
+        assert refused > 20 * TIMES
+        (spoiled / name).write_bytes(whole)
 
 
 # the command line
@@ -90,8 +111,9 @@ ROWS = [
     (SCRATCH, "--local-rank=0", "torchrun"), (SCRATCH, "--epochs 0", "name the weights"),
     (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),
     # deposit classes, held-out images, mean and std
-    (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "empty"),
-    (PARTITION, "--deposit_classes 4", "'4' is no class"), (PARTITION, "--deposit_classes ant,bee,cow,dog", "every"),
+    (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "names 0 of 4"),
+    (PARTITION, "--deposit_classes 4", "'4' is no class"), (PARTITION, "--deposit_classes ant,bee,cow,dog", "4 of 4"),
+    (PARTITION, "--deposit_classes 0,dog", "'0' is no class"),
     (PARTITION, "--deposit_fraction 1.5", "out of range"), (PARTITION, "--deposit_fraction nan", "out of range"),
     (PARTITION, "--deposit_fraction 0.1", "deposits 0 of 4"), (PARTITION, "--dataset mnist", "invalid"),
     (PARTITION, "--deposit_fraction 0.3 --deposit_classes ant", "not allowed with"),
@@ -122,24 +144,14 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def state_with(tensor):
-    """Writes a small file that claims a tensor which no stage writes, and whose checksum would take all memory."""
-    content = {"format": "lirf/2", "kind": "target", "tensors": {"w": tensor}, "checksum": ""}
-    return lambda path: torch.save(content, path)
-
-
-@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("spoil,word", [
     (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "truncated"), (flip_a_bit, "damaged"),
     (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
     (lambda path: path.write_text("{}"), "not a checkpoint"),
-    (lambda path: path.write_bytes(mutations.bomb(path.read_bytes(), random.Random(0))), "damaged"),
     (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "not a checkpoint of this project"),
     (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
-    (lambda path: path.write_bytes(mutations.code(path.read_bytes(), random.Random(0))), "pickled code"),
+    (lambda path: torch.save({"format": Call()}, path), "pickled code"),
     (lambda path: shutil.copy(path.parent / "original.pt", path), "kind 'original', not target or recover"),
-    *((state_with(tensor), "holds what no stage writes") for tensor in (
-        torch.zeros(1).expand(2**40), torch.empty(2**40, device="meta"), torch.zeros(2, 2).to_sparse())),
     *((lambda path, change=change: rewrite(path, change, seal=False), "does not match its checksum") for change in (
         lambda c: c.update(arch="resnet20"), lambda c: c["counts"]["test"]["correct"].reverse(),
         lambda c: c["settings"].update(lr=0.5), lambda c: c.update(more=1))),
@@ -147,7 +159,7 @@ def state_with(tensor):
 def test_a_damaged_or_foreign_checkpoint_is_refused(spoiled, spoil, word):
     spoil(spoiled / "target.pt")
     assert word in withdraw_fails(spoiled)
-    assert not os.path.exists(mutations.MARKER)
+    assert not os.path.exists(MARKER)
 
 
 def floats(content):
@@ -161,32 +173,17 @@ CONTRADICTIONS = {
         (lambda c: c["tensors"].update({"extra": torch.zeros(1)}), "'extra' is unexpected"),
         (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(3, 64)}), "head.fc.weight"),
         (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(4, 64).double()}), "head.fc.weight"),
-        (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch=["vgg"]), "is unknown"),
-        (lambda c: c.pop("arch"), "is unknown"), (lambda c: c.update(classes=[0, 1]), "original.pt"),
-        (lambda c: c.update(classes=[0, 1, 2, 9]), "classes"), (lambda c: c.update(classes=None), "classes"),
-        (lambda c: c.pop("partition"), "not a partition"), (lambda c: c["partition"].pop("samples"), "not a partition"),
-        (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target"),
-        *((change, "test counts do not fit") for change in (
-            lambda c: c.pop("counts"), lambda c: c.update(counts={}), lambda c: c["counts"]["test"].pop("total"),
-            lambda c: c["counts"]["test"].update(correct=[1, 2]), lambda c: c["counts"].update(val=[0.5]),
-            lambda c: c["counts"].update({"/../../outside/x": c["counts"]["test"]})))],  # these become names of files
+        (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch="vgg"), "is unknown"),
+        (lambda c: c["partition"].pop("samples"), "not a partition"),
+        (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target")],
     "deposit": [
-        (lambda c: c.update(scale=float("nan")), "'scale'"), (lambda c: c.update(scale=3), "'scale'"),
-        (lambda c: c.pop("scale"), "'scale'"), (lambda c: c.update(target="0" * 64), "does not belong to"),
+        (lambda c: c.update(target="0" * 64), "does not belong to"),
         (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
         (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
         (lambda c: c["tensors"]["stem.conv1.weight"].fill_(float("inf")), "not finite")],
     "difference": [
-        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][:-1]), "too few bytes"),
-        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].repeat(2)), "too many bytes"),
-        (lambda c: floats(c).fill_(float("nan")), "a scale is not finite"),
-        (lambda c: floats(c).fill_(1e38), "not finite"), (lambda c: c.update(bits=8), "too few bytes"),
-        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"].float()), "damaged"),
-        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][None]), "damaged"),
-        (lambda c: c.update(original="0"), "another original or cut"), (lambda c: c.update(id="0"), "not away from"),
-        *((change, "bits or its tensors") for change in (
-            lambda c: c["tensors"].update(more=torch.zeros(1)), lambda c: c["tensors"].clear(),
-            lambda c: c.update(bits=9), lambda c: c.update(bits=[4])))],
+        (lambda c: floats(c).fill_(1e38), "not finite"), (lambda c: c.update(id="0"), "not away from"),
+        (lambda c: c.update(original="0"), "another original or cut")],
 }
 
 
@@ -199,24 +196,15 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(chain, spoiled, kind, c
 
 # partitions
 
-SEALED = [{"deposit_classes": [0]}, {"deposit_classes": [], "preserved_classes": [0, 1, 2, 3]}, {"image_size": 0},
-          {"image_size": "16"}, {"class_names": ["ant", "bee", "cow", "../dog"]}, {"mean": [0.5]}, {"samples": {}},
-          {"dataset": "mnist"}, {"val_fraction": 2}, {"std": None}, {"seed": None}, {"deposit_classes": ["1", "3"]}]
-
-
 @pytest.mark.parametrize("change,word", [
     ("", "not a JSON file"), ("[]", "no JSON object"), ("{}", "not a partition"), ("[" * 100_000, "not a JSON file"),
     ('{"format": "lirf-partition/3"}', "'dataset' is missing"), ({"format": "other/1"}, "format is not"),
     *(({key: value}, "changed after it was written") for key, value in (
         ("deposit_classes", [0]), ("mean", [0.1, 0.2, 0.3]), ("more", 1), ("hash", "0"))),
-    *((lambda partition, more=more: dataclasses.replace(partition, **more), "not a partition") for more in SEALED),
 ])
-def test_a_damaged_edited_or_forged_manifest_is_refused(chain, tmp_path, change, word):
-    """What is forged has a right hash, so that only its own description can tell."""
+def test_a_damaged_or_edited_manifest_is_refused(chain, tmp_path, change, word):
     partition = read_partition(chain[0] / "partition.json")
-    if callable(change):
-        change = json.dumps(change(partition).as_dict())
-    elif isinstance(change, dict):
+    if isinstance(change, dict):
         more = {"preserved_classes": [1, 2, 3]} if "deposit_classes" in change else {}
         change = json.dumps({**partition.as_dict(), **change, **more})
     (tmp_path / "p.json").write_text(change)
@@ -265,9 +253,7 @@ def state_of_a_finished_deposit(run, tensors=None, **more):
 
 
 @pytest.mark.parametrize("state,flags,word", [
-    *(({"next_epoch": epoch}, [], "its epoch is out of range") for epoch in (None, -1, 99, 1.5)),
     ({"next_epoch": 1}, ["--seed", "5"], "another deposit run (seed 0, not 5)"),
-    ({"next_epoch": 1, "tensors": {"momentum.target.stem.conv1.weight": torch.zeros(1)}}, [], "does not fit this run"),
     ({"next_epoch": 1, "tensors": {"target.stem.conv1.weight": torch.zeros(1)}}, [], "'stem.conv1.weight'"),
 ])
 def test_a_state_of_another_run_is_not_gone_on_with(chain, spoiled, state, flags, word):
@@ -289,6 +275,12 @@ def test_a_locked_folder_is_refused_and_what_a_killed_process_was_writing_goes(t
         assert f"another process works in {tmp_path}" in withdraw_fails(tmp_path)
     fail("withdraw.py", "--save_path", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["partition.json.x1.part"]  # which is written without a lock
+
+
+def test_where_a_disk_has_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(38, "Function not implemented")))
+    with locked(str(tmp_path)) as folder:
+        assert folder == str(tmp_path)
 
 
 @pytest.mark.parametrize("script,make,name", [("train_scratch.py", scratch_flags, "original"),
@@ -326,7 +318,6 @@ def test_cuda_without_a_gpu_is_refused(chain):
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "of this machine"),
     (MemoryError(), "memory of this machine"), (RuntimeError("can't start new thread"), "ulimit -u"),
     (ValueError("Expected more than 1 value per channel when training"), "raise --batch_size"),
-    (RuntimeError("Failed to find C++ compiler. Please specify via CXX"), "leave --compile out"),
     (OSError(28, "No space left on device", "x"), "No space left on device (x)"),
     (PermissionError(13, "Permission denied", "x"), "Permission denied (x)"), (IndexError(), None),
 ])
@@ -364,16 +355,13 @@ def test_a_full_disk_is_told_in_one_line(chain, tmp_path, monkeypatch):
 
 # consoles
 
-def test_a_process_without_streams_and_one_on_a_console_without_a_character(tmp_path):
-    """The latter shows the character's escape."""
+def test_a_console_without_a_character_shows_its_escape(tmp_path):
     folder = make_folder(tmp_path / "images", classes=["$5", "猫"], train=2, test=1)
     command = [sys.executable, ROOT / "partition_data.py", "--dataset", "folder", "--data_dir", folder,
-               "--deposit_classes", "猫", "--out"]
-    done = subprocess.run([*command, tmp_path / "p.json"], capture_output=True, text=True, check=False,
+               "--deposit_classes", "猫", "--out", tmp_path / "p.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and "\\u732b" in done.stdout and not done.stderr
-    done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command, tmp_path / "q.json"], check=False)
-    assert done.returncode == 0 and (tmp_path / "q.json").is_file()
 
 
 def test_a_reader_that_leaves_is_told_in_one_line_and_the_run_can_go_on(chain, tmp_path):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import unicodedata
 import zlib
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 
 from datasets import load_images, make_partition, read_partition
 from datasets.folder import IMAGE_EXTENSIONS, FolderSource
-from utils.errors import UserError
 
 
 def flags(folder, *more):
@@ -35,26 +33,6 @@ def first_image(folder, size=16):
 
 # what images hold
 
-def deep(values, kind="TIFF"):
-    return lambda path: Image.fromarray(values).save(path, format=kind)
-
-
-ramp = np.linspace(0, 1, 256).reshape(16, 16)
-
-
-@pytest.mark.parametrize("save", [
-    deep((ramp * 65535).astype(np.uint16), "PNG"), deep((ramp * 65535).astype(np.uint16), "PPM"),
-    deep((ramp * 65535).astype(np.uint16)), deep((ramp * 65535).astype(">u2")),
-    deep((ramp * 255).round().astype(np.int32)), deep((ramp * 65535).astype(np.int32)),
-    deep((ramp * (2**31 - 1)).astype(np.int32)), deep(ramp.astype(np.float32)),
-    deep((ramp * 255).astype(np.float32)), deep((ramp * 65535).astype(np.float32)),
-])
-def test_deep_images_are_scaled_by_their_range(folder, save):
-    save(folder / "train" / "ant" / "000.png")
-    found = first_image(folder).astype(int)
-    assert abs(found - (255 * ramp).round()[..., None]).max() <= 1 and "8 bits" in partition(folder)
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
 def test_images_are_turned_as_their_camera_says_unless_that_is_nonsense(folder, ending):
@@ -68,35 +46,16 @@ def test_images_are_turned_as_their_camera_says_unless_that_is_nonsense(folder, 
         assert abs(first_image(folder).astype(int) - turned).max() < 55
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
-def test_transparent_places_become_white_and_that_is_said(folder, mode):
-    """Beneath they are grey, which nobody sees."""
-    image, more = Image.new("RGBA", (16, 16), (90, 90, 90, 0)), {}
-    image.paste((0, 0, 0, 255), (0, 0, 16, 8))
-    if mode in ("P", "RGB"):
-        image = image.convert("RGB").convert(mode, dither=Image.Dither.NONE)
-        more["transparency"] = image.getpixel((0, 15))
-    image.convert(mode).save(folder / "train" / "ant" / "000.png", **more)
-    found, out = first_image(folder), partition(folder)
-    assert (found[:8] == 0).all() and (found[8:] == 255).all()
-    assert "1 of 68 images may be transparent, and are put on white" in out and out.count("note:") == 1
-
-
-def test_every_kind_of_image_is_read_and_other_files_are_named(folder):
+def test_every_kind_of_image_is_read_and_other_files_are_not(folder):
     image = Image.open(folder / "train" / "ant" / "000.png")
     for ending in IMAGE_EXTENSIONS:
         image.save(folder / "train" / "ant" / f"x{ending.upper()}")
-    for name in ("a.heic", "b.txt", "noending", "c.heic"):
+    image.convert("RGBA").save(folder / "train" / "ant" / "y.png")
+    for name in ("a.heic", "b.txt", "noending", ".DS_Store", "._000.png", "__MACOSX/._000.png", ".cache/x.png"):
+        (folder / "train" / "ant" / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / "train" / "ant" / name).write_text("")
-    shutil.copy(folder / "train" / "ant" / "000.png", folder / "test" / "stray.png")
-    for name in (".DS_Store", "._000.png", "__MACOSX/ant/._000.png", ".cache/x.png"):
-        for above in ("", "train", "test", "train/ant"):
-            (folder / above / name).parent.mkdir(exist_ok=True, parents=True)
-            (folder / above / name).write_text("")
-    out = partition(folder)
-    assert "5 files are in no class" in out and "read: train/ant/a.heic, train/ant/b.txt, train/ant/c.heic, ..." in out
-    assert out.count("note:") == 1
-    assert read_partition(folder / "p.json").samples["train"][0]["count"] == 12 + len(IMAGE_EXTENSIONS)
+    partition(folder)
+    assert read_partition(folder / "p.json").samples["train"][0]["count"] == 12 + len(IMAGE_EXTENSIONS) + 1
 
 
 # what cannot be partitioned
@@ -129,25 +88,20 @@ def nest(root):
 @pytest.mark.parametrize("change,words", [
     (image(lambda path: path.write_bytes(b"not an image")), ["bee/002.png cannot be read"]),
     (image(lambda path: path.write_bytes(b"")), ["bee/002.png cannot be read"]),
-    (image(lambda path: path.write_bytes(path.read_bytes()[:200])), ["bee/002.png is a damaged image"]),
+    (image(lambda path: path.write_bytes(path.read_bytes()[:200])), ["bee/002.png cannot be read"]),
     (image(lambda path: Image.new("RGB", (16, 16)).save(path, format="EPS")), ["cannot be read"]),  # for Ghostscript
-    (image(claim_a_size), ["too large an image"]),
-    *((image(deep(values.astype(np.float32))), ["bee/002.png holds values from"]) for values in (
-        ramp * 9 - 3, ramp * 1e9, np.full((16, 16), np.nan), np.full((16, 16), np.inf))),
-    *((image(deep((top * ramp).astype(np.int32))), ["bee/002.png holds values from"]) for top in (90_000, -9)),
+    (image(claim_a_size), ["cannot be read", "decompression bomb"]),
+    *((image(lambda path, kind=kind: Image.fromarray(np.ones((16, 16), kind)).save(path, format="TIFF")),
+       ["more than 8 bits"]) for kind in (np.uint16, np.int32, np.float32)),
     (lambda root: [Image.new("RGB", (16, 16), (255, 255, 255)).save(path) for path in root.rglob("*.png")],
      ["of one colour, (255, 255, 255)"]),
     (lambda root: [path.unlink() for path in (root / "test" / "bee").iterdir()], ["'bee' has no test image"]),
     (lambda root: shutil.rmtree(root / "test" / "bee"), ["class folders of train and test differ"]),
-    (flat, ["train holds 0 class folders", "holds 48 images and no folder", "train/<class>/"]),
-    (nest, ["train/images holds 0 images and the folders ant, bee, cow, dog"]),
-    (lambda root: shutil.move(root / "train", root / "set" / "train"), ["the folders set, test", "--data_dir", "/set"]),
-    (lambda root: shutil.rmtree(root / "test"), ["test does not exist", "holds 0 images and the folders set, train"]),
-    (lambda root: [path.rename(path.with_suffix(".heic")) for path in root.rglob("*.png")],
-     ["hold no image (.png", "68 other files"]),
+    (flat, ["train holds 0 class folders", "train/<class>/"]), (nest, ["train holds 1 class folders"]),
+    (lambda root: shutil.rmtree(root / "test"), ["test does not exist", "train/<class>/"]),
+    (lambda root: [path.rename(path.with_suffix(".heic")) for path in root.rglob("*.png")], ["hold no image (.png"]),
 ])
 def test_a_folder_that_cannot_be_partitioned_is_told_why_before_anything_is_written(folder, change, words):
-    (folder / "set").mkdir()
     change(folder)
     line = fail(*flags(folder))
     assert all(word in line for word in words) and not (folder / "p.json").exists(), line
@@ -168,9 +122,6 @@ def test_images_in_sub_folders_are_those_of_torchvision(folder, tmp_path):
     made = make_partition("folder", str(folder), listed="bee")
     images = load_images(made, str(folder), "train", [0]).images.permute(0, 2, 3, 1).numpy()
     assert sorted(image.tobytes() for image in images) == expected and len(expected) == 12 + 2 * 12
-    # a link that leads back up ends
-    (below / "up").symlink_to(folder / "train" / "ant")
-    assert make_partition("folder", str(folder), listed="bee") == made
 
 
 def test_the_hash_of_a_flat_class_is_that_of_names_sizes_and_bytes(folder):
@@ -181,14 +132,10 @@ def test_the_hash_of_a_flat_class_is_that_of_names_sizes_and_bytes(folder):
     assert make_partition("folder", str(folder)).samples["train"][1] == {"count": 12, "sha256": digest.hexdigest()}
 
 
-def test_the_image_size_is_the_median_and_odd_ones_are_told(folder):
-    assert "16x16" in partition(folder) and "note" not in partition(folder)
+def test_the_image_size_is_the_median_of_the_short_sides(folder):
     Image.new("RGB", (9, 7)).save(folder / "train" / "ant" / "000.png")
     Image.new("RGB", (90, 65)).save(folder / "train" / "bee" / "000.png")
-    for more, word in ((), "of short sides 7 to 65, 1 are less than half and 1 more than four times"), \
-            (("--image_size", "64"), "47 are less than half"):
-        (folder / "p.json").unlink()
-        assert word in partition(folder, *more)
+    assert make_partition("folder", str(folder)).image_size == 16
     for path in folder.rglob("*.png"):
         Image.new("RGB", (300, 400), (len(path.parent.name), 0, int(path.stem))).save(path)
     assert make_partition("folder", str(folder)).image_size == 224
@@ -200,9 +147,9 @@ def test_names_that_are_not_utf8_go_through_the_stages(tmp_path):
         folder = os.fsencode(data / split)
         os.rename(folder + b"/bee", folder + b"/abeill\xe9")
         os.rename(folder + b"/abeill\xe9/001.png", folder + b"/abeill\xe9/\xe9t\xe9.png")
-    out = succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "abeill\\xe9",
+    out = succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "0",
                   "--out", save / "partition.json")
-    assert "deposit set: abeill\\xe9 (12 train" in out
+    assert "(12 train" in out
     common = ["--data_dir", data, "--arch", "resnet8", *TINY, "--epochs", "1"]
     succeed("train_scratch.py", "--save_path", save, *common)
     (data / "test" / "ant" / "000.png").rename(os.fsdecode(os.fsencode(data / "test" / "ant") + b"/\xff.png"))
@@ -210,41 +157,25 @@ def test_names_that_are_not_utf8_go_through_the_stages(tmp_path):
                            save / "partition.json")
 
 
-def test_names_in_two_unicode_forms_are_one(folder):
-    for split, form in (("train", "NFC"), ("test", "NFD")):
-        (folder / split / "bee").rename(folder / split / unicodedata.normalize(form, "café"))
-    for form in ("NFC", "NFD"):
-        made = make_partition("folder", str(folder), listed=unicodedata.normalize(form, "café"))
-        assert [made.class_names[c] for c in made.deposit_classes] == [unicodedata.normalize("NFC", "café")]
-        assert len(load_images(made, str(folder), "test", made.deposit_classes)) == 5
-    (folder / "train" / unicodedata.normalize("NFD", "café")).mkdir()
-    with pytest.raises(UserError, match="two folders.*rename one"):
-        make_partition("folder", str(folder))
-
-
 def test_val_is_the_test_set_where_there_is_no_other_and_a_folder_as_out_gets_the_manifest(folder):
     before = make_partition("folder", str(folder), listed="bee")
     (folder / "test").rename(folder / "val")
-    assert "val/ is the test set" in partition(folder, "--deposit_classes", "bee", "--out", folder)
+    partition(folder, "--deposit_classes", "bee", "--out", folder)
     assert read_partition(folder / "partition.json") == before
     assert len(load_images(before, str(folder), "test", [1])) == 5
 
 
-ODD, NUMBERS = ["$10 bill", "$5", "a#b%c", "hot, spicy", "hot", "spicy", "猫"], ["1", "10", "2", "20", "3"]
+ODD, NUMBERS = ["$10 bill", "$5", "a#b%c", "hot", "spicy", "猫"], ["1", "10", "2", "20", "3"]
 
 
 @pytest.mark.parametrize("names,listed,expected", [
-    (CLASSES, "0, dog", ["ant", "dog"]), (ODD, "hot, spicy", ["hot, spicy"]), (ODD, "hot", ["hot"]),
-    (ODD, "猫,hot, spicy, a#b%c", ["a#b%c", "hot, spicy", "猫"]), (ODD, "0, $5", ["$10 bill", "$5"]),
-    (ODD, "spicy,hot", ["hot", "spicy"]), (NUMBERS, "1,20", ["1", "20"]), (NUMBERS, "1,4", ["10", "3"]),
-    (NUMBERS, "4,0", ["1", "3"]), (NUMBERS, "3", ["3"]), (NUMBERS, "20,4", "ids only (0 to 4)"),
-    (NUMBERS, "10,2,0", "ids only"), (NUMBERS, "1,99", "'99' is no class"),
+    (CLASSES, "0, 3", ["ant", "dog"]), (ODD, "猫,hot, spicy, a#b%c", ["a#b%c", "hot", "spicy", "猫"]),
+    (ODD, "1", ["$5"]), (NUMBERS, "1,20", ["1", "20"]), (NUMBERS, "1,4", ["10", "3"]), (NUMBERS, "3", ["3"]),
+    (NUMBERS, "20,4", "no class"), (NUMBERS, "1,99", "no class"), (CLASSES, "0, dog", "'0' is no class"),
 ])
-def test_a_list_of_deposit_classes_has_one_meaning(tmp_path, names, listed, expected):
-    """A name may hold a comma, or be a number."""
+def test_a_list_of_deposit_classes_is_all_names_or_all_ids(tmp_path, names, listed, expected):
     make_folder(tmp_path, classes=names, train=2, test=1)
     if isinstance(expected, str):
         assert expected in fail(*flags(tmp_path, "--deposit_classes", listed), unchanged=tmp_path)
     else:
-        out = partition(tmp_path, "--deposit_classes", listed)
-        assert f"deposit set: {', '.join(expected)} (" in out and ("are ids" in out) == (listed == "1,4")
+        assert f"deposit set: {', '.join(expected)} (" in partition(tmp_path, "--deposit_classes", listed)

@@ -1,4 +1,4 @@
-"""The four stages from their command lines: what they write, what they read, what is resumed, measured and compiled."""
+"""The four stages from their command lines: what they write, what they read, what is resumed and measured."""
 
 import json
 import re
@@ -246,19 +246,3 @@ def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
     assert all(0 < report["share_of_peak"][stage] < 1.5 for stage in ("original", "deposit"))
     # ResNet-8: 12.4 million multiply-adds forward, twice that again backward, but for the first layer's input
     assert report["flops_per_step"]["original"] == pytest.approx(8 * 6 * 12.4e6, rel=0.1)
-
-
-@pytest.mark.parametrize("script,parts", [("train_scratch.py", 1), ("train_deposit.py", 4),
-                                          ("analysis/train_student.py", 10)])
-def test_compile_reaches_every_network_and_leaves_none_uncompiled(chain, tmp_path, monkeypatch, script, parts):
-    """Compiled parts share a limit of graphs, above which they would run as they are without a word."""
-    compiled, real = set(), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.add(self) or real(self, backend="eager"))
-    flags = {"train_scratch.py": scratch_flags(chain, tmp_path), "train_deposit.py": deposit_flags(chain, tmp_path),
-             "analysis/train_student.py": ["--save_path", tmp_path, "--data_dir", chain[1], "--teacher",
-                                           chain[0] / "original.pt", "--student", "resnet8", *TINY]}[script]
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        succeed(script, *flags, "--compile", "--epochs", "1")
-    # lower_T, T_r, lower_0 and the shared upper part are four; a student and its teacher have five layers each
-    assert len(compiled) == parts

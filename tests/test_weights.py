@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
-from campaigns import mutations
 from conftest import fail, scratch_flags, succeed, tensors_of
+from fixtures import MARKER, Call
 from test_networks import shaken
 
 from models.architectures import build_network, split_network
@@ -117,12 +117,12 @@ def test_every_kind_of_file_gives_the_same_weights(tmp_path, name, write):
 
 
 @pytest.mark.parametrize("zip_file", [True, False])
-@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"state_dict": mutations.Call()}])
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"state_dict": Call()}])
 def test_a_file_that_holds_code_is_refused_unrun(tmp_path, zip_file, content):
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zip_file)
     with pytest.raises(UserError, match="pickled code, which is never run"):
         read_weights(str(tmp_path / "w.pt"))
-    assert not os.path.exists(mutations.MARKER)
+    assert not os.path.exists(MARKER)
 
 
 @pytest.mark.parametrize("name,content,word", [

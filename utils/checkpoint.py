@@ -68,7 +68,6 @@ def load_checkpoint(path, kind):
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated or not a checkpoint of this project: write it again{hint}")
     try:
-        _require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in as many ways as it has bytes
         if "weights_only" in str(error) or "Unsupported" in str(error):
@@ -77,31 +76,15 @@ def load_checkpoint(path, kind):
         raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (no format {FORMAT}){hint}")
-    if content.get("kind") not in kinds:
-        raise UserError(f"{path} is a checkpoint of kind '{content.get('kind')}', not {' or '.join(kinds)}")
-    tensors = content.get("tensors")
-    if not isinstance(tensors, dict) or not all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
-        raise UserError(f"{path} is damaged (its tensors are missing): write it again")
     try:
-        # a stride of 0 lets a few bytes stand for a tensor of terabytes, which the checksum would lay out
-        if sum(t.numel() * t.element_size() for t in tensors.values()) > os.path.getsize(path):
-            raise ValueError
-        found = checksum(content)
-    except (RuntimeError, TypeError, ValueError, RecursionError):  # tensors without storage, no plain types
-        raise UserError(f"{path} is damaged (it holds what no stage writes): write it again") from None
-    if found != content.get("checksum"):
+        sound = checksum(content) == content["checksum"]
+    except Exception:  # a damaged archive may hold anything
+        sound = False
+    if not sound:
         raise UserError(f"{path} is damaged (it does not match its checksum): write it again")
+    if content["kind"] not in kinds:
+        raise UserError(f"{path} is a checkpoint of kind '{content['kind']}', not {' or '.join(kinds)}")
     return content
-
-
-def _require_plain_archive(path):
-    """Raise unless the members of a zip archive lie in it as they are, whatever sizes it declares."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
-            member.file_size for member in members) > os.path.getsize(path):
-        raise ValueError
 
 
 def load_into(module, tensors, path):

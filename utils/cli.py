@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 
-
 from utils import distributed, stopping
 from utils.errors import UserError
 from utils.files import locked, remove_unfinished
@@ -83,21 +82,19 @@ def add_running_args(parser, seed="seed of initialisation, data order, augmentat
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA choose only algorithms that give the same bits again, which costs some speed; "
                             "a CPU with a given number of threads does so anyway")
-    return group
 
 
 def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
     """Flags of SGD with momentum 0.9, with a stage's own defaults; returns the group."""
     group = parser.add_argument_group("optimisation (the paper's settings are not known: these defaults are ours)")
-    group.add_argument("--epochs", type=bounded(int, least_epochs), default=epochs, help="passes over the training images")
+    group.add_argument("--epochs", type=bounded(int, least_epochs), default=epochs,
+                       help="passes over the training images")
     group.add_argument("--batch_size", type=bounded(int, 1), default=128,
                        help="images a step, those of all devices together")
     group.add_argument("--lr", type=bounded(float, 0, above=True), default=lr, help="peak learning rate")
     group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
                        help="largest norm of the gradient of a step; 0: no limit")
-    group.add_argument("--compile", action="store_true",
-                       help="compile the networks with torch.compile: minutes at first, then faster steps")
     return group
 
 
@@ -118,15 +115,17 @@ def run(main, parser, argv=None, *, parallel=False):
     locks that folder. Status: 0 done, 1 a :class:`UserError` or a failing system, 2 a wrong flag, 130 or 143 stopped by
     Ctrl-C or SIGTERM.
     """
-    _prepare_streams()
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows its escape
+        with contextlib.suppress(AttributeError):  # a test's stand-in
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(argv)
     stopping.install()
     # TensorBoard's writer has a thread. Its error is raised again where the run next flushes its log.
     threading.excepthook = lambda failure: None
     try:
         distributed.join()
-        if distributed.ranks > 1:
-            _require_parallel(args, parallel)
+        if distributed.ranks > 1 and not parallel:
+            raise UserError("it runs on one device: call it with python, not with torchrun")
         _check_schedule(args)
         with _alone_in(getattr(args, "save_path", None)):
             main(args)
@@ -153,21 +152,6 @@ def _alone_in(folder):
         yield
 
 
-def _prepare_streams():
-    """Let every name be printed, with escapes where the console lacks a character, and let a program that was started
-    without output streams (by cron, say) run."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, before a file of ours does
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        with contextlib.suppress(AttributeError):  # a test's stand-in
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
 # What PyTorch and the system say of a machine that does not suffice -> what to do.
 _EXPLANATIONS = (
     (("CUDA out of memory", "out of memory on device"),
@@ -178,8 +162,6 @@ _EXPLANATIONS = (
      "the system allows no further process or thread: raise its limit (ulimit -u), or set OMP_NUM_THREADS=1"),
     (("more than 1 value per channel",),
      "batch norm cannot train on a single value a channel: raise --batch_size, or use larger images"),
-    (("C++ compiler", "CppCompileError", "InvalidCxxCompiler", "No working C++", "inductor"),
-     "--compile needs a working C++ compiler (Debian: apt-get install g++): install one, or leave --compile out"),
 )
 
 
@@ -191,7 +173,7 @@ def _explained(error):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "nobody reads the output any more; run the same command again to go on after the last whole epoch"
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, (RuntimeError, ValueError, MemoryError, OSError)) or "dynamo" in type(error).__module__:
+    if isinstance(error, (RuntimeError, ValueError, MemoryError, OSError)):
         for signs, advice in _EXPLANATIONS:
             if any(sign in text for sign in signs) or isinstance(error, MemoryError) and "allocate" in signs[0]:
                 return advice
@@ -213,13 +195,6 @@ def _check_schedule(args):
     if epochs and getattr(args, "schedule", None) == "step" and min(args.milestones) >= epochs:
         raise UserError(f"--schedule step has no milestone within --epochs {epochs}, so the rate would never fall: set "
                         f"--milestones")
-
-
-def _require_parallel(args, parallel):
-    if not parallel:
-        raise UserError("it runs on one device: call it with python, not with torchrun")
-    if args.compile:  # compiled networks on two processes did not come to an end in a trial
-        raise UserError("--compile runs on one device: leave it out, or call the script with python")
 
 
 def _fail(prog, message, status):

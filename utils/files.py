@@ -2,11 +2,9 @@
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import secrets
-import time
 
 from utils.errors import UserError
 from utils.stopping import postponed
@@ -15,14 +13,9 @@ from utils.stopping import postponed
 def write_atomically(path, write):
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = os.path.join(os.path.dirname(path), os.path.basename(path)[:60] + ".")
     # A name of its own: several processes may write the same file, and the last whole one is kept.
-    temporary = f"{beside}{secrets.token_hex(4)}.part"
+    temporary = os.path.join(os.path.dirname(path), f"{os.path.basename(path)[:60]}.{secrets.token_hex(4)}.part")
     with postponed():
-        for left in glob.glob(glob.escape(beside) + "*.part"):
-            with contextlib.suppress(OSError):  # another process may have removed it
-                if time.time() - os.path.getmtime(left) > 3600:  # a killed process's
-                    os.unlink(left)
         try:
             with open(temporary, "xb") as file:
                 write(file)
@@ -83,29 +76,23 @@ def remove_unfinished(folder):
 
 
 @contextlib.contextmanager
-def locked(folder, wait=False):
+def locked(folder):
     """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
 
-    The lock is the operating system's, so it ends with the process. Where another process works there, it waits for
-    that one, or raises UserError unless `wait`. On file systems without locks nobody is kept out.
+    The lock is the operating system's, so it ends with the process. Raises UserError where another process works there.
+    On file systems without locks nobody is kept out.
     """
-    made, handle = not os.path.exists(folder), None
-    while handle is None:
-        os.makedirs(folder, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the process that had it has just removed it
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except (BlockingIOError, PermissionError):
-                os.close(handle)
-                raise UserError(f"another process works in {folder}: wait until it has ended, or choose another "
-                                f"folder") from None
-            except OSError:
-                pass
-            if not os.path.exists(folder) or not os.path.samestat(os.fstat(handle), os.stat(folder)):
-                os.close(handle)
-                handle = None
+    made = not os.path.exists(folder)
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process works in {folder}: wait until it has ended, or choose another "
+                            f"folder") from None
+        except OSError:
+            pass
         yield folder
     finally:
         if made:

@@ -45,7 +45,7 @@ class TrainingRun:
         if not os.path.exists(self.state_path):
             return None
         state = load_checkpoint(self.state_path, "state")
-        refuse_other_settings(os.path.dirname(self.state_path), self.stage, state.get("settings"), self.settings)
+        refuse_other_settings(os.path.dirname(self.state_path), self.stage, state["settings"], self.settings)
         return state
 
     def track(self, optimizer, **modules):
@@ -60,14 +60,10 @@ class TrainingRun:
                       self.state_path)
         momentum = {key[len("momentum."):]: t for key, t in tensors.items() if key.startswith("momentum.")}
         parameters = self._trained_parameters()
-        if any(name not in parameters or buffer.shape != parameters[name].shape for name, buffer in momentum.items()):
-            raise UserError(f"{self.state_path} does not fit this run: remove it to begin again")
         for name, buffer in momentum.items():  # in the parameter's memory layout, without which a step is slower
             parameter = parameters[name]
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-        self.next_epoch = self._state.get("next_epoch")
-        if type(self.next_epoch) is not int or not 0 <= self.next_epoch <= self.epochs:
-            raise UserError(f"{self.state_path} is damaged (its epoch is out of range): remove it to begin again")
+        self.next_epoch = self._state["next_epoch"]
         print(f"resuming {self.stage} after epoch {self.next_epoch} of {self.epochs} ({self.state_path})", flush=True)
 
     def _trained_parameters(self):
@@ -150,8 +146,6 @@ def settings_of(args, *, leave_out, **more):
 
 def refuse_other_settings(save_path, stage, found, wanted):
     """Raise UserError unless the settings `found` in save_path are those `wanted`."""
-    if not isinstance(found, dict):
-        raise UserError(f"{save_path} holds a damaged {stage} run: remove it or choose another --save_path")
     for name in sorted(found.keys() | wanted.keys(), key=str):
         if found.get(name) != wanted.get(name):
             short = [str(value)[:60] for value in (found.get(name), wanted.get(name))]
@@ -166,7 +160,7 @@ def already_done(path, kind, stage, settings, beside=()):
     if not os.path.exists(path):
         return None
     content = load_checkpoint(path, kind)
-    refuse_other_settings(os.path.dirname(path), stage, content.get("settings"), settings)
+    refuse_other_settings(os.path.dirname(path), stage, content["settings"], settings)
     if not all(map(os.path.exists, beside)):
         return None
     with contextlib.suppress(FileNotFoundError):  # left by a kill just after the result was written

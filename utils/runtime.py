@@ -48,14 +48,6 @@ class Runtime:
         """Move a network to the device, convolutions in channels_last."""
         return module.to(self.device, memory_format=torch.channels_last)
 
-    def compile(self, *parts):
-        """Compile networks, whose state_dicts stay as they are."""
-        # The limit of graphs is that of all parts together, and each needs one for either mode and number of images;
-        # at PyTorch's 8, parts of the deposit and of Table 3's students ran uncompiled without a word.
-        torch._dynamo.config.recompile_limit = 64
-        for part in parts:
-            part.compile()
-
     def generator(self, *indices):
         """A generator on the device, seeded by the run's seed and by indices (the epoch, say).
 
