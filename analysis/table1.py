@@ -10,13 +10,13 @@ PAPER = {
     "cifar10": {
         "Independent": {"Pre Acc": 92.92, "Dep Acc": 96.61, "Avg Acc": 94.02},
         "Original (T0)": {"Pre Acc": 93.77, "Dep Acc": 94.60, "Avg Acc": 94.06},
-        "Deposit (T)": {"Pre Acc": 93.41, "Dep Acc": 15.00, "F": 79.60, "H Mean": 85.95},
+        "Deposit (T)": {"Pre Acc": 93.41, "Dep Acc": 15.00, "H Mean": 85.95},
         "Withdrawal": {"Pre Acc": 94.56, "Dep Acc": 97.92, "Avg Acc": 95.57},
     },
     "cub200": {
         "Independent": {"Pre Acc": 48.15, "Dep Acc": 52.73, "Avg Acc": 49.52},
         "Original (T0)": {"Pre Acc": 50.33, "Dep Acc": 48.60, "Avg Acc": 49.81},
-        "Deposit (T)": {"Pre Acc": 51.64, "Dep Acc": 1.18, "F": 47.42, "H Mean": 49.44},
+        "Deposit (T)": {"Pre Acc": 51.64, "Dep Acc": 1.18, "H Mean": 49.44},
         "Withdrawal": {"Pre Acc": 53.21, "Dep Acc": 55.89, "Avg Acc": 54.01},
     },
 }

@@ -76,4 +76,4 @@ def test_table1_leaves_out_networks_that_a_run_lacks_and_says_how_far_t_is_from_
     rows = table1_rows([whole, {**whole, "recover": {"difference": t0}}])
     assert list(rows) == ["Original (T0)", "Deposit (T)", "Withdrawal, difference"]
     assert rows["Withdrawal, difference"]["Avg - Original"] == {"mean": -15.0, "deviation": 21.2132, "n": 2}
-    assert rows["Withdrawal, difference"]["F"] is None
+    assert rows["Withdrawal, difference"]["H Mean"] is None

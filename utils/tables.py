@@ -2,7 +2,7 @@
 
 import statistics
 
-COLUMNS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "forgetting": "F", "h_mean": "H Mean", "avg_acc": "Avg Acc",
+COLUMNS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "h_mean": "H Mean", "avg_acc": "Avg Acc",
            "above": "Avg - Original"}
 WITHDRAWALS = {"concat": "concat (paper)", "calibrated": "calibrated", "sum": "sum", "tr_alone": "tr_alone (control)",
                "difference": "difference", "released": "released (reads label)"}
@@ -30,15 +30,15 @@ def as_text(figure):
 
 def table1_rows(runs):
     """{network: {column: summary}} of Table 1, over the contents of metrics files. A network that a run lacks is left
-    out. F and H Mean speak of forgetting, not of a recover network."""
+    out. H Mean speaks of forgetting: it is T's alone."""
     networks = {}
     for name, key in (("Independent", "independent"), ("Original (T0)", "original"), ("Deposit (T)", "target")):
         if all(run.get(key) for run in runs):
-            networks[name] = [run[key] for run in runs]
+            networks[name] = [{**run[key], **({} if key == "target" else {"h_mean": None})} for run in runs]
     for key, name in WITHDRAWALS.items():
         if all(key in run.get("recover", {}) for run in runs):
             networks[f"Withdrawal, {name}"] = [
-                {**run["recover"][key], "forgetting": None, "h_mean": None, "above": above(run, key)} for run in runs]
+                {**run["recover"][key], "h_mean": None, "above": above(run, key)} for run in runs]
     return {name: {label: summary([column.get(key) for column in columns]) for key, label in COLUMNS.items()}
             for name, columns in networks.items()}
 
