@@ -26,13 +26,15 @@ from utils.runtime import Runtime
 
 # paper: the defaults, its terms at weights that are ours. authors: what the released code does, its cut included. ours:
 # T_r learns all logits and the features, for `withdraw.py --merge calibrated`. deep: T keeps little of D_r in its
-# features, for `withdraw.py --merge difference`.
+# features, for `withdraw.py --merge difference`. bank: deposits whose differences add up.
 PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
     "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 1.0, "lambda_ms": 1.0, "lr": 0.05,
              "epochs": 3},
+    "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 1.0, "lambda_mt": 1.0, "trained_blocks": 1,
+             "bn_stats": "frozen"},
 }
 
 
@@ -57,7 +59,8 @@ def get_args_parser():
     method.add_argument("--preset", choices=list(PRESETS), default="paper",
                         help="values of the flags below. paper: the paper's terms; authors: the released code's "
                              "choices (full copy, any random label, L_re through T, no L_at); ours: T_r learns all "
-                             "logits and features; deep: T forgets more, held to T0 on synthetic images")
+                             "logits and features; deep: T forgets more, held to T0 on synthetic images; bank: "
+                             "several deposits of one T0 add up")
     method.add_argument("--split_at", type=bounded(int), default=3,
                         help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-)")
     method.add_argument("--trained_blocks", type=bounded(int, 1), default=None,

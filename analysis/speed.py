@@ -1,6 +1,6 @@
-"""How fast the original's and the deposit's step are: images per second, and the share of the machine's peak of matrix
-products that is reached. Beside the original's step stands a reference written the usual way (files decoded by a
-DataLoader, float32, NCHW, .item() at every step), on the same machine by turns."""
+"""How fast the original's and the deposit's step are, in images per second. Beside the original's step stands a reference
+written the usual way (files decoded by a DataLoader, float32, NCHW, .item() at every step), on the same machine by
+turns."""
 
 import json
 import os
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import train_deposit
@@ -111,14 +110,6 @@ def reference(args, runtime, root):
     return steps
 
 
-def matmul_peak(runtime):
-    """FLOP/s of the best of some square matrix products, in the precision that our steps run in."""
-    size = 16384 if runtime.device.type == "cuda" else 2048  # large, so that its start counts for nothing
-    kind = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=runtime.device, dtype=kind) for _ in range(2))
-    return 2 * size**3 / min(seconds_of(lambda: a @ b, runtime.device) for _ in range(5))
-
-
 def seconds_of(call, device):
     """Wall time of call(), with the work that it leaves to a GPU."""
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
@@ -130,26 +121,17 @@ def seconds_of(call, device):
 
 
 def measure(args, runtime, root):
-    """{"original", "deposit": figures}. The sides take turns, since a machine that others share is not as fast at one
-    time as at another."""
+    """{"images_per_s", "speedup"}. The sides take turns, since the speed of a machine that others share changes."""
     sides = {"original": ours("original", args, runtime, root), "deposit": ours("deposit", args, runtime, root),
              "reference": reference(args, runtime, root)}
-    seconds, peak = {name: [] for name in sides}, 0.0
+    seconds = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
         for name, steps in sides.items():
             taken = seconds_of(lambda: steps(args.steps), runtime.device) / args.steps
             if turn:  # the first turn warms up
                 seconds[name].append(taken)
-        peak = max(peak, matmul_peak(runtime))
     rates = {name: args.batch_size / statistics.median(of_side) for name, of_side in seconds.items()}
-    figures = {"images_per_s": rates, "speedup": rates["original"] / rates["reference"], "flops_per_step": {},
-               "share_of_peak": {}}
-    for name in ("original", "deposit"):
-        with FlopCounterMode(display=False) as counter:
-            sides[name](1)
-        figures["flops_per_step"][name] = counter.get_total_flops()
-        figures["share_of_peak"][name] = counter.get_total_flops() * rates[name] / args.batch_size / peak
-    return figures
+    return {"images_per_s": rates, "speedup": rates["original"] / rates["reference"]}
 
 
 def main(args):

@@ -10,7 +10,7 @@ from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.tsne import NETWORKS
 from utils.files import load_json
-from utils.tables import summary, table1_rows
+from utils.tables import above, summary, table1_rows
 
 
 class Table(NamedTuple):
@@ -34,6 +34,18 @@ def ablation(split):
 def table1(*, paper=None):
     """Table 1 over metrics files, the paper's rows below."""
     return lambda paths: {**table1_rows(load_runs(paths)), **paper_rows(paper)}
+
+
+def variants(paths):
+    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: how T forgets, and Avg Acc of
+    each withdrawal minus that of T0."""
+    runs = {}
+    for path in paths:
+        runs.setdefault(path.split(os.sep)[-3], []).append(load_json(path))
+    return {name: {"T: H Mean": summary([m["target"]["h_mean"] for m in of_variant]),
+                   **{merge: summary([above(m, merge) for m in of_variant])
+                      for merge in ("concat", "calibrated", "released", "difference")}}
+            for name, of_variant in runs.items()}
 
 
 def bank(paths):
@@ -66,13 +78,15 @@ TABLES = {
                               table1(paper="cifar10")),
     "cifar10_resnet20_split2": Table(CIFAR10, published("resnet20", variables="VARIANTS=split2 "),
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
+    "variants_resnet20": Table(CIFAR10, published("resnet20", variables='VARIANTS="paper authors ours split2" '),
+                               "table1/cifar10_resnet20/*/seed*/metrics.json", variants, "deposit by"),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
     "tsne_resnet20": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
                            "tsne/resnet20.json", tsne, "share (%)",
                            "../table1/cifar10_resnet20/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
-                           published("resnet20", "8_bank.sh 0 1 2", 'DEPOSIT_FLAGS="--lambda_kp 2.5" '),
+                           published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/*/seed*/recovery.json", recovery, "kept beside T"),

@@ -7,14 +7,14 @@
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/ and bank<k>.json, .md, .png
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
-# Differences add up when batch norm keeps T0's statistics and only the last block changes. T_r is measured as well, of
-# each deposit alone; one class a deposit leaves the paper's L_pt nothing to teach.
+# The deposits are those of --preset bank. T_r is measured as well, of each deposit alone; one class a deposit leaves the
+# paper's L_pt nothing to teach.
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:-1}
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
-DEPOSIT_FLAGS="--bn_stats frozen --trained_blocks 1 ${DEPOSIT_FLAGS:-}"
+DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 

