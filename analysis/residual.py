@@ -229,7 +229,8 @@ def get_args_parser():
                         help="images that the measures report on; val: those that the partition holds out")
     parser.add_argument("--measures", nargs="+", choices=list(MEASURES), metavar="MEASURE", default=list(MEASURES),
                         help=f"of {', '.join(MEASURES)}")
-    parser.add_argument("--split_at", type=bounded(int), default=3, help="n of the cut at which features are probed")
+    parser.add_argument("--split_at", type=bounded(int), default=None,
+                        help="n of the cut at which features are probed; unset: after the last block")
     add_running_args(parser, seed="draws the images; seed of the attacks that train")
     return parser
 

@@ -130,13 +130,14 @@ def build_network(arch, num_classes, image_size):
     return ARCHITECTURES[arch](num_classes, image_size)
 
 
-def split_network(network, split_at):
-    """Cut after block n = split_at: (lower, upper) = (stem + layer1..n, layer n+1..K + head).
+def split_network(network, split_at=None):
+    """Cut after block n = split_at, or K if that is None: (lower, upper) = (stem + layer1..n, layer n+1..K + head).
 
     Both share the network's modules and keep their names, so that upper(lower(x)) is network(x) and
     their state_dicts together are the network's. Raises UserError unless 1 <= n <= K.
     """
     blocks = len(network) - 2
+    split_at = blocks if split_at is None else split_at
     if not 1 <= split_at <= blocks:
         raise UserError(f"--split_at {split_at} is out of range: this network can be cut after blocks 1 to {blocks}")
     lower, upper = network[:split_at + 1], network[split_at + 1:]

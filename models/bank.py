@@ -22,6 +22,7 @@ class Original(NamedTuple):
     """T0 as a deposit starts from it, and the deposits that are away already."""
 
     network: nn.Sequential
+    split_at: int
     arch: str
     counts: dict  # of T0: {split: {"correct", "total"}}
     identity: str  # equal for deposits that belong together: checksum of T0's file, and the cut
@@ -34,12 +35,14 @@ class Original(NamedTuple):
         return partition.with_deposit(sorted(earlier | set(partition.deposit_classes)))
 
 
-def open_original(path, split_at):
+def open_original(path, split_at=None):
     """(Original, its Partition) of original.pt; or of target.pt, with the differences of its deposits, which lie in
-    folders beside its own. Raises UserError when one of them is missing, or the cut is impossible or another."""
+    folders beside its own. split_at: the cut; None: after the last block. Raises UserError when a difference is missing,
+    or the cut is impossible or another."""
     content, partition = read(path, ("original", "target"))
     network, lower, away = network_of(content, partition, path), None, {}
     part, _ = split_network(network, split_at)
+    split_at = len(part) - 1
     identity = f"{content['checksum']}/{split_at}"
     if content["kind"] == "target":
         identity, away = content["original"], dict(content["away"])
@@ -55,7 +58,7 @@ def open_original(path, split_at):
             names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
                             f"that T0 can be rebuilt")
-    return Original(network, content["arch"], content["counts"], identity, lower, away), partition
+    return Original(network, split_at, content["arch"], content["counts"], identity, lower, away), partition
 
 
 def read_difference(path, target_path, content, away, lower):

@@ -24,7 +24,7 @@ values() { # axis: a line each for its values but the default's, with the flags 
             for n in kr at kp pt re; do echo "no_l_$n --lambda_$n 0"; done
             echo "with_l_ft --lambda_ft 50"
             ;;
-        split) for n in $(seq 1 $blocks); do [ "$n" = 3 ] || echo "$n --split_at $n"; done ;;
+        split) for n in $(seq 1 $blocks); do [ "$n" = "$blocks" ] || echo "$n --split_at $n"; done ;;
         lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
         lambda_kp) for n in 1 2.5 10 20; do echo "$n --lambda_kp $n"; done ;;
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;

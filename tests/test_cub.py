@@ -81,7 +81,7 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     data, save = tmp_path / "data", tmp_path / "run"
     make_cub_archive(data, range(1, 201))
     status, text, _ = run_shell("scripts/2_table1_cub200.sh", 0, ARCH="resnet8", EPOCHS=1, IMAGE_SIZE=16,
-                                DEPOSIT_FLAGS="--split_at 3 --epochs 1", DATA_DIR=data, SAVE=save)
+                                DEPOSIT_FLAGS="--epochs 1", DATA_DIR=data, SAVE=save)
     assert status == 0, text
     table, save = (save / "paper" / "table1.md").read_text(), save / "paper" / "seed0"
     assert "| paper: Deposit (T)" in table and "54.01" in table

@@ -36,6 +36,7 @@ def test_lower_then_upper_is_the_uncut_network(arch, split_at):
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(upper(lower(x)), network(x))
     assert {*lower.state_dict(), *upper.state_dict()} == {*network.state_dict()}
+    assert len(split_network(network)[1]) == 1  # by default the head alone
 
 
 # pruning
