@@ -9,36 +9,20 @@ from utils.errors import UserError
 from utils.files import load_json, save_json
 
 
-class ClassCounts:
-    """Correct answers and images per true class, summed on the device; argmax is over all classes."""
-
-    def __init__(self, num_classes, device):
-        self.correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.total = torch.zeros_like(self.correct)
-
-    def update(self, logits, labels):
-        """logits (batch, classes), labels (batch,)."""
-        hits = (logits.argmax(1) == labels).long()
-        self.correct.index_add_(0, labels, hits)
-        self.total.index_add_(0, labels, torch.ones_like(hits))
-
-    def as_dict(self):
-        """Plain lists, one entry a class, as stored in checkpoints and metrics.json."""
-        return {"correct": self.correct.tolist(), "total": self.total.tolist()}
-
-
 @torch.no_grad()
 def evaluate(forward, data, num_classes):
-    """Count correct answers of several networks in one pass, in float32.
+    """Count correct answers of several networks in one pass, in float32; argmax is over all classes.
 
     forward(x, y) -> {name: logits}; y is passed on for the released rule, which reads the label.
-    data: (x, y) batches. Returns {name: {"correct": [...], "total": [...]}}.
+    data: (x, y) batches. Returns {name: {"correct": [...], "total": [...]}}, plain lists, an entry a class.
     """
-    counts = {}
+    correct, total = {}, 0
     for x, y in data:
         for name, logits in forward(x, y).items():
-            counts.setdefault(name, ClassCounts(num_classes, y.device)).update(logits, y)
-    return {name: count.as_dict() for name, count in counts.items()}
+            hits = torch.bincount(y[logits.argmax(1) == y], minlength=num_classes)
+            correct[name] = correct.get(name, 0) + hits
+        total = total + torch.bincount(y, minlength=num_classes)
+    return {name: {"correct": hits.tolist(), "total": total.tolist()} for name, hits in correct.items()}
 
 
 def count_correct(network, data, num_classes):
