@@ -80,6 +80,9 @@ TABLES = {
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
     "variants_resnet20": Table(CIFAR10, published("resnet20", variables='VARIANTS="paper authors ours split2" '),
                                "table1/cifar10_resnet20/*/seed*/metrics.json", variants, "deposit by"),
+    "cifar10_resnet18": Table(CIFAR10, 'WEIGHTS=epoch14.pt EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 --warmup_epochs 0.5" '
+                              "bash scripts/1_table1_cifar10.sh 0 1 2", "table1/cifar10_resnet18/paper/seed*/metrics.json",
+                              table1(paper="cifar10")),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
     "tsne_resnet20": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
