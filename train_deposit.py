@@ -62,8 +62,8 @@ def get_args_parser():
                              "logits and features; deep: T forgets more, held to T0 on synthetic images; bank: "
                              "several deposits of one T0 add up")
     method.add_argument("--split_at", type=bounded(int), default=None,
-                        help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-); unset: "
-                             "the last one, so that the upper part is the head")
+                        help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-); "
+                             "unset: the last one, so that the upper part is the head")
     method.add_argument("--trained_blocks", type=bounded(int, 1), default=None,
                         help="train so many blocks of lower_T, the last ones; the differences of a bank then disturb "
                              "each other less; unset: all")
@@ -126,7 +126,7 @@ def read_original(args):
     """(Original, Partition of the deposit) that the flags name, checked before anything is written."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     original, partition = open_original(original_path, args.split_at)
-    args.split_at = original.split_at
+    args.split_at = original.split_at  # the number stands in the settings and in target.pt
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
     taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))

@@ -104,7 +104,7 @@ def main(args):
     runtime = Runtime.of(args)
     content, partition, modules, scale, away = load_parts(args)
     out = os.path.join(args.save_path, "recover.pt")
-    if os.path.exists(out) and load_checkpoint(out, "recover").get("target") != content["checksum"]:
+    if os.path.exists(out) and load_checkpoint(out, "recover")["target"] != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
     metrics = metrics_path(args.save_path, args.eval_split)
     read_metrics(metrics, partition)

@@ -51,18 +51,24 @@ def get_args_parser():
     return parser
 
 
-def variant_rows(variants):
+def by_variant(paths):
+    """{value: its metrics files} of metrics files <value>/seed<k>/<file>."""
+    variants = {}
+    for path in paths:
+        variants.setdefault(path.split(os.sep)[-3], []).append(path)
+    return variants
+
+
+def variant_rows(variants, figures=FIGURES):
     """{value: {figure: summary}} of {value: metrics files}."""
-    return {value: {name: summary([figure(m) for m in load_runs(paths)]) for name, figure in FIGURES.items()}
+    return {value: {name: summary([figure(m) for m in load_runs(paths)]) for name, figure in figures.items()}
             for value, paths in variants.items()}
 
 
 def axis_rows(axis, paths):
     """{value: {figure: summary}} along an axis, from the metrics files <value>/seed<k>/<file> of its runs and the
     default's."""
-    variants = {}
-    for path in paths:
-        variants.setdefault(path.split(os.sep)[-3], []).append(path)
+    variants = by_variant(paths)
     head = read_log(os.path.join(os.path.dirname(variants["default"][0]), "deposit_log.jsonl"))[0]
     stands = AXES[axis][1](head["settings"])
     variants[f"{stands:g}" if isinstance(stands, (int, float)) else stands] = variants.pop("default")

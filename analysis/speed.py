@@ -1,6 +1,5 @@
-"""How fast the original's and the deposit's step are, in images per second. Beside the original's step stands a reference
-written the usual way (files decoded by a DataLoader, float32, NCHW, .item() at every step), on the same machine by
-turns."""
+"""How fast the original's and the deposit's step are, in images per second. Beside the original's step stands a
+reference written the usual way (files decoded by a DataLoader, float32, NCHW, .item() at every step), by turns."""
 
 import json
 import os

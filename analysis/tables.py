@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from analysis.ablation import named, overview
+from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows
 from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
@@ -37,15 +38,10 @@ def table1(*, paper=None):
 
 
 def variants(paths):
-    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: how T forgets, and Avg Acc of
-    each withdrawal minus that of T0."""
-    runs = {}
-    for path in paths:
-        runs.setdefault(path.split(os.sep)[-3], []).append(load_json(path))
-    return {name: {"T: H Mean": summary([m["target"]["h_mean"] for m in of_variant]),
-                   **{merge: summary([above(m, merge) for m in of_variant])
-                      for merge in ("concat", "calibrated", "released", "difference")}}
-            for name, of_variant in runs.items()}
+    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: how T forgets, and Avg Acc
+    of each withdrawal minus that of T0."""
+    withdrawals = {merge: partial(above, key=merge) for merge in ("concat", "calibrated", "released", "difference")}
+    return variant_rows(by_variant(paths), {"T: H Mean": FIGURES["T: H Mean"], **withdrawals})
 
 
 def bank(paths):
@@ -81,8 +77,8 @@ TABLES = {
     "variants_resnet20": Table(CIFAR10, published("resnet20", variables='VARIANTS="paper authors ours split2" '),
                                "table1/cifar10_resnet20/*/seed*/metrics.json", variants, "deposit by"),
     "cifar10_resnet18": Table(CIFAR10, 'WEIGHTS=epoch14.pt EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 --warmup_epochs 0.5" '
-                              "bash scripts/1_table1_cifar10.sh 0 1 2", "table1/cifar10_resnet18/paper/seed*/metrics.json",
-                              table1(paper="cifar10")),
+                              "bash scripts/1_table1_cifar10.sh 0 1 2",
+                              "table1/cifar10_resnet18/paper/seed*/metrics.json", table1(paper="cifar10")),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
     "tsne_resnet20": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",

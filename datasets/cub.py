@@ -3,10 +3,11 @@
 import functools
 import glob
 import os
+import tarfile
 import tempfile
 
 import torch
-from torchvision.datasets.utils import download_url, extract_archive
+from torchvision.datasets.utils import download_url
 
 from datasets.decode import decode, read_short_side
 from datasets.files import list_hash
@@ -83,20 +84,23 @@ def open_cub(data_dir, download, image_size):
     for folder in (root, data_dir, *sorted(glob.glob(os.path.join(glob.escape(data_dir), "*", NAME)))):
         if any(os.path.exists(os.path.join(folder, table)) for table in TABLES):
             return CubSource(folder, image_size or 224)
-    if not os.path.exists(archive):
-        if not download:
-            raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "
-                            f"or let partition_data.py --download fetch it (1.1 GB)")
+    if not os.path.exists(archive) and not download:
+        raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "
+                        f"or let partition_data.py --download fetch it (1.1 GB)")
+    os.makedirs(data_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".") as folder:  # hidden: a part is never taken for the whole
+        if not os.path.exists(archive):
+            try:
+                download_url(URL, folder, ARCHIVE, MD5)
+                os.rename(os.path.join(folder, ARCHIVE), archive)
+            except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
+                raise UserError(f"{URL} could not be downloaded ({error}): download it by hand and put it into "
+                                f"{data_dir}") from None
         try:
-            download_url(URL, data_dir, ARCHIVE, MD5)
-        except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
-            raise UserError(f"{URL} could not be downloaded ({error}): download it by hand and put it into "
-                            f"{data_dir}") from None
-    try:
-        with tempfile.TemporaryDirectory(dir=data_dir) as folder:  # a killed process leaves no part as the whole
-            extract_archive(archive, folder)
+            with tarfile.open(archive) as tar:  # a path that leads outside is refused by every Python that can
+                tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             os.rename(os.path.join(folder, NAME), root)
-    except Exception as error:  # gzip's, tarfile's and the file system's
-        raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): remove it and download it "
-                        f"again") from None
+        except Exception as error:  # gzip's, tarfile's and the file system's
+            raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): remove it and "
+                            f"download it again") from None
     return CubSource(root, image_size or 224)

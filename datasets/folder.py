@@ -34,8 +34,8 @@ class FolderSource:
         self.image_size = image_size or self._median_size()
 
     def samples(self, split, class_id):
-        files = self._files(split, class_id)
-        return len(files), list_hash(files, [os.path.relpath(path, self._folder(split, class_id)) for path in files])
+        files, folder = self._files(split, class_id), self._folder(split, class_id)
+        return len(files), list_hash(files, [os.path.relpath(path, folder) for path in files])
 
     def load(self, split, class_ids):
         files = [self._files(split, c) for c in class_ids]

@@ -37,8 +37,8 @@ class Original(NamedTuple):
 
 def open_original(path, split_at=None):
     """(Original, its Partition) of original.pt; or of target.pt, with the differences of its deposits, which lie in
-    folders beside its own. split_at: the cut; None: after the last block. Raises UserError when a difference is missing,
-    or the cut is impossible or another."""
+    folders beside its own. split_at: the cut; None: after the last block. Raises UserError when a difference is
+    missing, or the cut is impossible or another."""
     content, partition = read(path, ("original", "target"))
     network, lower, away = network_of(content, partition, path), None, {}
     part, _ = split_network(network, split_at)

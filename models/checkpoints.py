@@ -38,7 +38,7 @@ def cut(content, partition, path):
 def read_deposit(path, target_path, content, partition):
     """(T_r in eval mode, s) of deposit.pt, for the target file that `read` gave as (content, partition)."""
     deposit = load_checkpoint(path, "deposit")
-    if deposit.get("target") != content["checksum"]:
+    if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
                         f"deposit")
     return _deposit_module(deposit["tensors"], content, partition, path), deposit["scale"]

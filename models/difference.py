@@ -88,10 +88,11 @@ def decode(data, target, bits):
     found, place = {}, 0
     for name, tensor in _tensors(target):
         rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
-        scales, numbers = data[place:].split([4 * len(rows), len(data) - place - 4 * len(rows)])
-        place += 4 * len(rows) + math.ceil(rows.numel() * width / 8)
-        values = unpack(numbers[:math.ceil(rows.numel() * width / 8)], width, rows.numel()) - largest
-        found[name] = (values.view(rows.shape) * scales.clone().view(torch.float32)[:, None]).view(tensor.shape)
+        middle = place + 4 * len(rows)
+        end = middle + math.ceil(rows.numel() * width / 8)
+        scale = data[place:middle].clone().view(torch.float32)[:, None]
+        numbers = unpack(data[middle:end], width, rows.numel()) - largest
+        found[name], place = (numbers.view(rows.shape) * scale).view(tensor.shape), end
     return found
 
 

@@ -73,9 +73,10 @@ class LIRF(torch.nn.Module):
         super().__init__()
         self.args = args
         self.original_lower, self.upper = split_network(original.requires_grad_(False), args.split_at)
-        if args.trained_blocks is not None and args.trained_blocks > args.split_at:
-            raise UserError(f"--trained_blocks {args.trained_blocks} is more than the {args.split_at} of the lower "
-                            f"part: give fewer, or raise --split_at")
+        blocks = len(self.original_lower) - 1  # beside the stem
+        if args.trained_blocks is not None and args.trained_blocks > blocks:
+            raise UserError(f"--trained_blocks {args.trained_blocks} is more than the {blocks} of the lower part: give "
+                            f"fewer, or raise --split_at")
         self.target = copy.deepcopy(self.original_lower)
         # The blocks of lower_T before those that are trained stay T0's, and so do their batch-norm statistics.
         self.kept = len(self.target) - (args.trained_blocks or len(self.target))

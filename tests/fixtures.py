@@ -88,10 +88,12 @@ def make_cub(root, ids, train=2, test=1, side=20, seed=0, ending=".png"):
     return folder
 
 
-def make_cub_archive(folder, ids):
-    """The archive of what make_cub makes, alone in a folder."""
+def make_cub_archive(folder, ids, outside=None):
+    """The archive of what make_cub makes, alone in a folder; outside: name of an empty file put in before."""
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as made, tarfile.open(folder / ARCHIVE, "w:gz") as tar:
+        if outside:
+            tar.addfile(tarfile.TarInfo(outside))
         tar.add(make_cub(Path(made), ids), NAME)
     return folder / ARCHIVE
 

@@ -109,13 +109,31 @@ def test_damaged_data_are_told_in_one_line(cub, damage, word):
     assert not (cub.parent / "p.json").exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"no archive", -300])
-def test_a_damaged_archive_leaves_nothing_behind(tmp_path, damage):
-    archive = make_cub_archive(tmp_path / "data", [1, 2])
-    archive.write_bytes(archive.read_bytes()[:damage] if isinstance(damage, int) else damage)
+@pytest.mark.parametrize("damage", [b"", b"no archive", -300, "../outside", f"{NAME}/../../outside"])
+def test_a_damaged_archive_or_one_that_leads_outside_leaves_nothing_behind(tmp_path, damage):
+    archive = make_cub_archive(tmp_path / "data", [1, 2], damage if isinstance(damage, str) else None)
+    if isinstance(damage, int):
+        archive.write_bytes(archive.read_bytes()[:damage])
+    elif isinstance(damage, bytes):
+        archive.write_bytes(damage)
+    before = snapshot(tmp_path)
     with pytest.raises(UserError, match="damaged or not the archive"):
         open_cub(str(tmp_path / "data"), False, 16)
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [ARCHIVE]
+    assert snapshot(tmp_path) == before and [path.name for path in (tmp_path / "data").iterdir()] == [ARCHIVE]
+
+
+def test_an_archive_that_is_being_extracted_is_not_taken_for_the_whole(tmp_path, monkeypatch):
+    archive, real = make_cub_archive(tmp_path / "data", [1, 2]), os.rename
+
+    def meanwhile(source, target):
+        monkeypatch.setattr(os, "rename", real)
+        os.rename(archive, tmp_path / "aside")
+        with pytest.raises(UserError, match="there is no CUB_200_2011"):
+            open_cub(str(tmp_path / "data"), False, 16)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "rename", meanwhile)
+    assert open_cub(str(tmp_path / "data"), False, 16).class_names == ["001.Bird_1", "002.Bird_2"]
 
 
 def test_download_checks_the_sum_and_says_what_to_do(tmp_path, monkeypatch):
@@ -123,8 +141,8 @@ def test_download_checks_the_sum_and_says_what_to_do(tmp_path, monkeypatch):
     with served(archive.parent) as address:
         monkeypatch.setattr("datasets.cub.URL", f"{address}/{ARCHIVE}")
         with pytest.raises(UserError, match="download it by hand"):
-            open_cub(str(data), True, 16)  # not the known checksum
-        (data / ARCHIVE).unlink()
+            open_cub(str(data), True, 16)  # not the known checksum: what came is removed
+        assert not (data / ARCHIVE).exists()
         monkeypatch.setattr("datasets.cub.MD5", hashlib.md5(archive.read_bytes()).hexdigest())
         assert open_cub(str(data), True, 16).class_names == ["001.Bird_1", "002.Bird_2"]
         assert len(snapshot(data / NAME / "images")) == 2 * 3

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 
-# A rank that has failed ends the others at once; this ends them when one is stuck. Rank 0 downloads and decodes
-# within this time.
+# A rank that has failed ends the others at once; this ends them when one is stuck. Rank 0 downloads within
+# this time.
 _PATIENCE = datetime.timedelta(minutes=30)
 
 rank, ranks = 0, 1
@@ -100,7 +100,7 @@ def _meet():
 
 @contextlib.contextmanager
 def rank_0_first():
-    """A block that the other ranks enter when rank 0 has left it: what it downloads and decodes, they find."""
+    """A block that the other ranks enter when rank 0 has left it: what it downloads, they find."""
     if rank > 0:
         _meet()
     yield
