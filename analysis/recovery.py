@@ -42,14 +42,14 @@ STEPS, RATE = 50, 3e-3  # of fine-tuning on kept images
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=path, nargs="+", required=True,
-                        help="folders of finished deposits, a draw each; each gets recovery.json")
+                        help="folders of finished deposits, a draw each")
     parser.add_argument("--original", type=path, required=True, help="T0 of all of them")
     parser.add_argument("--pruned", type=path, nargs="*", default=[],
                         help="metrics.json of deposits of other pruning ratios: their T_r, too, becomes a point")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
     parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "recovery"),
-                        help="table and figure without their ending: gets .md and .png")
+                        help="files without their ending: gets .json, .md and .png")
     add_running_args(parser)
     return parser
 
@@ -202,7 +202,8 @@ def points_of(folder, original, args, runtime):
 
 
 def pruned_points(paths):
-    """{form: [{"bytes", "above"}]} of the T_r of other deposits, by the rule of their preset."""
+    """{form: [{"bytes", "above"}]} of the T_r of other deposits, by both rules; metrics files
+    <deposit>/seed<k>/<file>."""
     forms = {}
     for name in paths:
         metrics, ratio = load_json(name), name.split(os.sep)[-3]
@@ -234,12 +235,18 @@ def draw(rows, out):
     plt.close(figure)
 
 
-def recovery_rows(points):
-    """{form: {column: summary}} of a list of {form: point}, a draw each."""
-    return {form: {"KB": summary([run[form]["bytes"] / 1000 for run in points]),
-                   "Avg - Original": summary([run[form]["above"] for run in points]),
-                   "H Mean of T if exact": summary([run[form].get("h_mean") for run in points])}
-            for form in points[0] if all(form in run for run in points)}
+def recovery_rows(result):
+    """{form: {column: summary}}, few bytes first, of what `main` writes: "points", {form: point} of each draw, and
+    "pruned"."""
+    points, forms = result["points"], dict(result["pruned"])
+    for form in points[0]:
+        if all(form in draw for draw in points):
+            forms[form] = [draw[form] for draw in points]
+    rows = {form: {"KB": summary([point["bytes"] / 1000 for point in of_form]),
+                   "Avg - Original": summary([point["above"] for point in of_form]),
+                   "H Mean of T if exact": summary([point.get("h_mean") for point in of_form])}
+            for form, of_form in forms.items()}
+    return dict(sorted(rows.items(), key=lambda row: row[1]["KB"]["mean"]))
 
 
 def main(args):
@@ -250,12 +257,10 @@ def main(args):
         if not glob.glob(os.path.join(folder, "target.pt")):
             raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
         points.append(points_of(folder, copy.deepcopy(original), args, runtime))
-        save_json(os.path.join(folder, "recovery.json"), {**runtime.describe(), "split": args.eval_split,
-                                                          "points": points[-1]})
-    rows = recovery_rows(points)
-    rows.update({form: recovery_rows([{form: p} for p in of_form])[form]
-                 for form, of_form in pruned_points(args.pruned).items()})
+    result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned_points(args.pruned)}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    save_json(f"{args.out}.json", result)
+    rows = recovery_rows(result)
     draw(rows, args.out)
     print_table(markdown(rows, "kept beside T"), f"{args.out}.md")
 

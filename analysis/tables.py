@@ -50,8 +50,8 @@ def bank(paths):
 
 
 def recovery(paths):
-    """What is kept beside T, over draws."""
-    return recovery_rows([load_json(path)["points"] for path in paths])
+    """What is kept beside T, over draws, from what analysis.recovery wrote."""
+    return recovery_rows(load_json(paths[0]))
 
 
 def tsne(paths):
@@ -88,7 +88,8 @@ TABLES = {
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
-                               "recovery/resnet20/*/seed*/recovery.json", recovery, "kept beside T"),
+                               "recovery/resnet20/recovery.json", recovery, "kept beside T",
+                               "*/seed*/deposit_log.jsonl"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),

@@ -3,13 +3,13 @@
 #   bash scripts/6_recovery_bytes.sh [seed ...]      (default: 0 1 2)
 # One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
-#   RATIOS="0 0.25 0.51 0.75 0.9"      pruning ratios of T_r
+#   RATIOS="0.51 0 0.25 0.75 0.9"      pruning ratios of T_r; all else is measured of the first one's deposit
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
-#   SAVE=checkpoints/recovery_$ARCH      gets original/, <preset>_<ratio>/seed<k>/, recovery.md and recovery.png
+#   SAVE=checkpoints/recovery_$ARCH      gets original/, <preset>_<ratio>/seed<k>/, recovery.json, .md and .png
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages, as --split_at 2
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
-ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0 0.25 0.51 0.75 0.9}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0.51 0 0.25 0.75 0.9}
 SAVE=${SAVE:-checkpoints/recovery_$ARCH}
 if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"

@@ -119,7 +119,7 @@ def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
     for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r, 32 bits, concat",
                  "T_r, ours_0.75, calibrated", "T0 whole, 8 bits", "125 images a class (trains)"):
         assert f"| {form}" in table
-    points = json.loads((tmp_path / "paper_0.51" / "seed0" / "recovery.json").read_text())["points"]
+    points = json.loads((tmp_path / "recovery.json").read_text())["points"][0]
     assert points["T0 whole, 32 bits"]["above"] == 0
     sizes = [points[f"difference, {bits} bits"]["bytes"] for bits in (2, 3, 4, 6, 8, 16)]
     assert sizes == sorted(sizes) and sizes[-1] < points["T0 whole, 32 bits"]["bytes"]
