@@ -4,7 +4,7 @@
 #   bash scripts/3_table3_transferability.sh [seed ...]      (default: 0 1 2)
 # One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training, and of R's; WEIGHTS as in script 1
-#   RETRAIN_EPOCHS=$EPOCHS       length of R's training
+#   RETRAIN_EPOCHS=$EPOCHS       length of R's training; R is script 9's retrained_0/, which can be copied to retrained/
 #   LAMBDA_AT="0 100"            weights of L_at, a target network T each
 #   STUDENTS="cnn resnet18"      students, each distilled by logits and by attention, and once trained by labels alone
 #   STUDENT_EPOCHS=30            length of each student's training
@@ -36,7 +36,7 @@ draw_partition "$SAVE/original" "$1"
 train_original "$SAVE/original" 0 $weights
 for seed in "$@"; do
     draw_partition "$SAVE/retrained/seed$seed" "$seed"
-    EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$SAVE/retrained/seed$seed" "$seed" --subset retrain
+    EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$SAVE/retrained/seed$seed" 0 --subset retrain
     teachers="original retrained"
     for weight in $LAMBDA_AT; do
         draw_partition "$SAVE/lambda_at_$weight/seed$seed" "$seed"
