@@ -38,10 +38,10 @@ def table1(*, paper=None):
 
 
 def variants(paths):
-    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: how T forgets, and Avg Acc
-    of each withdrawal minus that of T0."""
+    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: what T keeps of the deposit
+    classes, and Avg Acc of each withdrawal minus that of T0."""
     withdrawals = {merge: partial(above, key=merge) for merge in ("concat", "calibrated", "released", "difference")}
-    return variant_rows(by_variant(paths), {"T: H Mean": FIGURES["T: H Mean"], **withdrawals})
+    return variant_rows(by_variant(paths), {"T: Dep": FIGURES["T: Dep"], **withdrawals})
 
 
 def bank(paths):
@@ -74,6 +74,8 @@ TABLES = {
                               table1(paper="cifar10")),
     "cifar10_resnet20_split2": Table(CIFAR10, published("resnet20", variables="VARIANTS=split2 "),
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
+    "cifar10_resnet20_authors": Table(CIFAR10, published("resnet20", variables="VARIANTS=authors "),
+                                      "table1/cifar10_resnet20/authors/seed*/metrics.json", table1()),
     "variants_resnet20": Table(CIFAR10, published("resnet20", variables='VARIANTS="paper authors ours split2" '),
                                "table1/cifar10_resnet20/*/seed*/metrics.json", variants, "deposit by"),
     "cifar10_resnet18": Table(CIFAR10, 'WEIGHTS=epoch14.pt EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 --warmup_epochs 0.5" '
