@@ -12,7 +12,7 @@ from datasets.batches import steps_per_epoch
 from models.bank import open_original
 from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
-from models.lirf import LIRF, TERMS, spread_on
+from models.lirf import LIRF, TERMS
 from models.pruning import cost
 from models.synthesis import moved_to_preserved, synthetic
 from utils import distributed
@@ -25,8 +25,8 @@ from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
 
 # paper: the defaults, its terms at weights that are ours. authors: what the released code does, its cut included. ours:
-# T_r learns all logits and the features, for `withdraw.py --merge calibrated`. deep: T keeps little of D_r in its
-# features, for `withdraw.py --merge difference`. bank: deposits whose differences add up.
+# T_r learns all logits and the features. deep: T keeps little of D_r in its features, for `withdraw.py --merge
+# difference`. bank: deposits whose differences add up.
 PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
@@ -142,7 +142,7 @@ def read_original(args):
     return original, partition
 
 
-def save_deposit(args, lirf, original, partition, settings, images, runtime):
+def save_deposit(args, lirf, original, partition, settings):
     """Write target.pt, difference.pt and, last, deposit.pt: it says that the deposit is complete."""
     def out(name):
         return os.path.join(args.save_path, f"{name}.pt")
@@ -152,7 +152,6 @@ def save_deposit(args, lirf, original, partition, settings, images, runtime):
     difference = decode(data, lower_0, args.difference_bits)
     # The rounding falls on T, so that adding the difference back is exact.
     lirf.target.load_state_dict(shifted(lower_0, difference, -1))
-    scale = spread_on(lirf, images, runtime)
     lower = shifted(original.lower or lower_0, difference, -1)
     name = checksum({"tensors": {"difference": data}})[:16]
     whole = original.with_gone(partition)
@@ -163,7 +162,7 @@ def save_deposit(args, lirf, original, partition, settings, images, runtime):
     save_checkpoint(out("difference"), "difference", {"difference": data}, bits=args.difference_bits, id=name,
                     original=original.identity)
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
-    save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target, scale=scale,
+    save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target,
                     settings=settings, cost={"lower": before, "deposit": after})
     record_network(args.save_path, whole, "original", original.counts)
     for name in ("deposit", "difference"):
@@ -213,7 +212,7 @@ def main(args):
         training.end_epoch(epoch, values)
 
     if distributed.rank == 0:
-        save_deposit(args, lirf, original, partition, settings, images, runtime)
+        save_deposit(args, lirf, original, partition, settings)
         training.finish()
 
 

@@ -39,8 +39,7 @@ def get_args_parser():
     merge = parser.add_argument_group("recover network T~")
     merge.add_argument("--merge", choices=[*MERGE_RULES, "difference"], default="concat",
                        help="how recover.pt is made of T and of deposit.pt. concat: the paper's g(z_T) + g-bar(z_Tr); "
-                            "calibrated: T's columns times deposit.pt's s, averaged over both branches; sum: "
-                            "z_T + z_Tr; tr_alone: z_Tr, a control. difference: T0's lower part given back by "
+                            "sum: z_T + z_Tr; tr_alone: z_Tr, a control. difference: T0's lower part given back by "
                             "difference.pt, a plain network. All are always measured")
     add_running_args(parser, seed="takes part in nothing here, as nothing is drawn")
     return parser
@@ -53,7 +52,7 @@ def target_of(args):
 
 def load_parts(args):
     """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
-    s, deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
+    deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
     back) and, of a single deposit, deposit (T_r)."""
     target_path, folders = target_of(args), args.deposit or [args.save_path]
     content, partition = read(target_path, ("target", "recover"))
@@ -61,29 +60,29 @@ def load_parts(args):
     given, away = copy.deepcopy(target), dict(content["away"])
     for folder in folders:
         give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
-    modules, scale = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given}), 1.0
+    modules = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given})
     # T_r is measured beside the difference where it is of this very target: not when others were withdrawn before.
     if args.merge != "difference" or content["kind"] == "target" and len(folders) == 1 and not away:
         deposit_path = os.path.join(folders[0], "deposit.pt")
-        modules["deposit"], scale = read_deposit(deposit_path, target_path, content, partition)
+        modules["deposit"] = read_deposit(deposit_path, target_path, content, partition)
     if args.merge != "difference" and len(folders) > 1:
         raise UserError(f"--merge {args.merge} withdraws one deposit: use --merge difference for several")
     for name, tensor in modules.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"{target_path} or what belongs to it holds weights that are not finite ({name}): train "
                             f"them again")
-    return content, partition, modules.requires_grad_(False).eval(), scale, away
+    return content, partition, modules.requires_grad_(False).eval(), away
 
 
-def recover_network(modules, partition, merge, scale):
+def recover_network(modules, partition, merge):
     """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + D)."""
     if merge == "difference":
         return join_network(modules["difference"], modules["upper"])
     return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.preserved_classes,
-                          partition.deposit_classes, merge, scale)
+                          partition.deposit_classes, merge)
 
 
-def measure(modules, scale, data, partition, device):
+def measure(modules, data, partition, device):
     """{name: counts} of the target network and of every way to withdraw, in one pass over (x, y) batches."""
     preserved, deposited = (torch.tensor(partition.classes(subset), device=device)
                             for subset in ("preservation", "deposit"))
@@ -93,7 +92,7 @@ def measure(modules, scale, data, partition, device):
         outputs = {"target": z["target"], "difference": z["difference"]}
         if "deposit" in z:
             z_t, z_r = z["target"], z["deposit"]
-            outputs |= {name: rule(z_t, z_r, preserved, deposited, scale) for name, rule in MERGE_RULES.items()}
+            outputs |= {name: rule(z_t, z_r, preserved, deposited) for name, rule in MERGE_RULES.items()}
             outputs["released"] = released(z_t, z_r, preserved, deposited, y)
         return outputs
 
@@ -102,7 +101,7 @@ def measure(modules, scale, data, partition, device):
 
 def main(args):
     runtime = Runtime.of(args)
-    content, partition, modules, scale, away = load_parts(args)
+    content, partition, modules, away = load_parts(args)
     out = os.path.join(args.save_path, "recover.pt")
     if os.path.exists(out) and load_checkpoint(out, "recover")["target"] != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
@@ -113,18 +112,18 @@ def main(args):
     else:
         images = load_if_there(partition, "data", "test", "not measured")
 
-    network = recover_network(modules, partition, args.merge, scale)
+    network = recover_network(modules, partition, args.merge)
     left = partition.with_deposit(sorted(c for classes in away.values() for c in classes) or partition.deposit_classes)
     save_checkpoint(out, "recover", network.state_dict(),
                     **describe(content["arch"], partition.classes("all"), left), split_at=content["split_at"],
-                    merge=args.merge, scale=scale, target=content["checksum"], away=away,
+                    merge=args.merge, target=content["checksum"], away=away,
                     original=content["original"], counts=content["counts"])
     print(f"wrote {out} (merge {args.merge})")
     if images is None:
         return
 
     data = evaluation_batches(images.to(runtime.device), runtime.device)
-    counts = measure(runtime.place(modules), scale, data, partition, runtime.device)
+    counts = measure(runtime.place(modules), data, partition, runtime.device)
     original = content["counts"]
     deposits = {", ".join(partition.class_names[c] for c in classes): classes
                 for classes in content["away"].values()}

@@ -26,14 +26,14 @@ from models import losses
 from models.architectures import split_network
 from models.checkpoints import cut, load_network, read, read_deposit
 from models.difference import decode, encode, quantise, shifted
-from models.recover import MERGE_RULES
+from models.recover import concat
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
 from utils.metrics import evaluate, percent, table1
 from utils.runtime import Runtime
-from utils.tables import markdown, summary
+from utils.tables import above, markdown, summary
 
 BITS, SHARES, IMAGES = (16, 8, 6, 4, 3, 2), (0.25, 0.1, 0.05), (1, 5, 25, 125)
 STEPS, RATE = 50, 3e-3  # of fine-tuning on kept images
@@ -149,10 +149,10 @@ def points_of(folder, original, args, runtime):
     target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
     content, partition = read(target_path, "target")
     lower, upper = cut(content, partition, target_path)
-    deposit, scale = read_deposit(deposit_path, target_path, content, partition)
+    deposit = read_deposit(deposit_path, target_path, content, partition)
     lower_0, _ = split_network(original, content["split_at"])
     target, whole = lower.state_dict(), lower_0.state_dict()
-    sizes, lowers, branches, targets = {}, {}, {}, {}
+    sizes, lowers, targets = {}, {}, {}
 
     def add(form, size, difference):
         sizes[form], lowers[form], targets[form] = size, copy.deepcopy(lower), copy.deepcopy(lower)
@@ -169,15 +169,11 @@ def points_of(folder, original, args, runtime):
     for bits in (8, 4):
         sizes[f"T0 whole, {bits} bits"], rounded = rounded_module(original, bits)
         lowers[f"T0 whole, {bits} bits"] = split_network(rounded, content["split_at"])[0]
-    for bits, module in ((32, deposit), (8, None)):
-        size, module = (os.path.getsize(deposit_path), module) if module else rounded_module(deposit, bits)
-        for rule in ("concat", "calibrated"):
-            form = f"T_r, {bits} bits, {rule}"
-            sizes[form], branches[form] = size, (module, MERGE_RULES[rule])
+    sizes["T_r rounded, 8 bits"], rounded_deposit = rounded_module(deposit, 8)
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
     preserved, deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
                             for subset in ("preservation", "deposit"))
-    for part in (original, lower, upper, *lowers.values(), *targets.values(), *(m for m, _ in branches.values())):
+    for part in (original, lower, upper, *lowers.values(), *targets.values(), rounded_deposit):
         runtime.place(part).requires_grad_(False)
     for count in IMAGES:
         rows = torch.cat([torch.nonzero(images.labels == c)[:count, 0] for c in partition.deposit_classes])
@@ -188,8 +184,7 @@ def points_of(folder, original, args, runtime):
     def forward(x, y):
         z_t = upper(lower(x))
         outputs = {form: upper(module(x)) for form, module in lowers.items()}
-        for form, (module, rule) in branches.items():
-            outputs[form] = rule(z_t, upper(module(x)), preserved, deposited, scale)
+        outputs["T_r rounded, 8 bits"] = concat(z_t, upper(rounded_deposit(x)), preserved, deposited)
         outputs |= {f"T, {form}": upper(module(x)) for form, module in targets.items()}
         return {"T0": original(x), **outputs}
 
@@ -202,15 +197,13 @@ def points_of(folder, original, args, runtime):
 
 
 def pruned_points(paths):
-    """{form: [{"bytes", "above"}]} of the T_r of other deposits, by both rules; metrics files
-    <deposit>/seed<k>/<file>."""
+    """{form: [{"bytes", "above"}]} of the T_r of other deposits, metrics files <preset>_<ratio>/seed<k>/<file>."""
     forms = {}
     for name in paths:
-        metrics, ratio = load_json(name), name.split(os.sep)[-3]
+        metrics, (preset, ratio) = load_json(name), name.split(os.sep)[-3].split("_")
         size = os.path.getsize(os.path.join(os.path.dirname(name), "deposit.pt"))
-        for rule in ("concat", "calibrated"):
-            above = metrics["recover"][rule]["avg_acc"] - metrics["original"]["avg_acc"]
-            forms.setdefault(f"T_r, {ratio}, {rule}", []).append({"bytes": size, "above": above})
+        form = f"T_r of {preset}, pruned {ratio}"
+        forms.setdefault(form, []).append({"bytes": size, "above": above(metrics, "concat")})
     return forms
 
 
@@ -219,8 +212,7 @@ def draw(rows, out):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     families = {}
     for form, row in rows.items():
-        family = form.split(",")[0] + (" (" + form.split(", ")[-1] + ")" if form.startswith("T_r") else "")
-        family = "images kept (trains)" if "images" in form else family
+        family = "images kept (trains)" if "images" in form else form.split(",")[0]
         if "largest" in form or "rank" in form:
             family = "difference, " + form.split(", ")[1].split()[0]
         families.setdefault(family, []).append((row["KB"]["mean"], row["Avg - Original"]["mean"]))

@@ -35,7 +35,7 @@ def get_args_parser():
 def withdrawn_after(folder, args, runtime):
     """{steps: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0."""
     files = SimpleNamespace(save_path=folder, target=None, deposit=None, merge="concat")
-    _, partition, modules, scale, _ = load_parts(files)
+    _, partition, modules, _ = load_parts(files)
     runtime.place(modules)
     preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
                        for split, subset in (("train", "preservation"), ("test", "all")))
@@ -48,7 +48,7 @@ def withdrawn_after(folder, args, runtime):
             parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
             lower.load_state_dict(shifted(parts["target"].state_dict(), difference, 1))
             parts["difference"], parts["deposit"] = lower, modules["deposit"]
-            counts = measure(parts, scale, evaluation_batches(test, runtime.device), partition, runtime.device)
+            counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
             found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     return found
 

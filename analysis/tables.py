@@ -40,7 +40,7 @@ def table1(*, paper=None):
 def variants(paths):
     """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: what T keeps of the deposit
     classes, and Avg Acc of each withdrawal minus that of T0."""
-    withdrawals = {merge: partial(above, key=merge) for merge in ("concat", "calibrated", "released", "difference")}
+    withdrawals = {merge: partial(above, key=merge) for merge in ("concat", "tr_alone", "released", "difference")}
     return variant_rows(by_variant(paths), {"T: Dep": FIGURES["T: Dep"], **withdrawals})
 
 

@@ -36,12 +36,12 @@ def cut(content, partition, path):
 
 
 def read_deposit(path, target_path, content, partition):
-    """(T_r in eval mode, s) of deposit.pt, for the target file that `read` gave as (content, partition)."""
+    """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition)."""
     deposit = load_checkpoint(path, "deposit")
     if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
                         f"deposit")
-    return _deposit_module(deposit["tensors"], content, partition, path), deposit["scale"]
+    return _deposit_module(deposit["tensors"], content, partition, path)
 
 
 def _deposit_module(tensors, content, partition, path):
@@ -71,7 +71,6 @@ def load_network(path):
     deposit = _deposit_module(parts["deposit"], content, partition, path)
     lower, upper = split_network(build_network(content["arch"], partition.num_classes, partition.image_size),
                                  content["split_at"])
-    network = RecoverNetwork(lower, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge,
-                             content["scale"])
+    network = RecoverNetwork(lower, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge)
     load_into(network, content["tensors"], path)
     return network.eval(), partition

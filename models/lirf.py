@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from datasets import evaluation_batches
 from models import losses
 from models.architectures import split_network
 from models.pruning import build_deposit_module
-from models.recover import concat, spread_ratio
+from models.recover import concat
 from utils.errors import UserError
 
 
@@ -120,7 +119,7 @@ class LIRF(torch.nn.Module):
     def withdrawn(self, out):
         """z_T~ of L_re, the paper's equation. Its gradient reaches T only with --re_target attached."""
         z_t = out.z_t if self.args.re_target == "attached" else out.z_t.detach()
-        return concat(z_t, out.z_r, self.preserved, self.deposited, 1.0)
+        return concat(z_t, out.z_r, self.preserved, self.deposited)
 
     def losses(self, out, y, y_r):
         """The named terms of L and their weighted sum "loss", which is minimised. y, y_r: labels and random labels."""
@@ -128,12 +127,3 @@ class LIRF(torch.nn.Module):
         terms["loss"] = sum(term.sign * getattr(self.args, f"lambda_{name}") * terms[f"l_{name}"]
                             for name, term in TERMS.items())
         return terms
-
-
-@torch.no_grad()
-def spread_on(lirf, images, runtime):
-    """s of models.recover.spread_ratio over an ImageSet of D_r as it is (no augmentation), in eval mode and float32."""
-    lirf.eval()
-    outputs = (lirf(x) for x, _ in evaluation_batches(images, runtime.device))
-    z_0, z_t = zip(*((out.z_0, out.z_t) for out in outputs))
-    return spread_ratio(torch.cat(z_0), torch.cat(z_t), lirf.preserved)

@@ -71,8 +71,8 @@ def test_a_damaged_file_is_refused_or_read_as_it_was_written(chain, spoiled, tmp
     args, rng = withdraw.get_args_parser().parse_args(["--save_path", str(spoiled)]), random.Random(TIMES)
 
     def parts():
-        content, of_content, modules, scale, _ = withdraw.load_parts(args)
-        return checksum({"tensors": modules.state_dict(), "rest": [scale, content["checksum"], of_content.hash]})
+        content, of_content, modules, _ = withdraw.load_parts(args)
+        return checksum({"tensors": modules.state_dict(), "rest": [content["checksum"], of_content.hash]})
 
     def manifest():
         return read_partition(str(spoiled / "partition.json")).hash

@@ -11,7 +11,7 @@ import torch
 from models.architectures import ARCHITECTURES, build_network, split_network
 from models.checkpoints import load_network
 from models.pruning import build_deposit_module, cost, shape_like
-from models.recover import (MERGE_RULES, RecoverNetwork, calibrated, concat, released, spread_ratio, total, tr_alone)
+from models.recover import (MERGE_RULES, RecoverNetwork, concat, released, total, tr_alone)
 from utils.checkpoint import checksum
 
 SPLITS = [(arch, n) for arch in ARCHITECTURES for n in range(1, len(build_network(arch, 3, 32)) - 1)]
@@ -90,22 +90,14 @@ PRESERVED, DEPOSIT = torch.tensor([0, 3]), torch.tensor([1, 2])
 
 @pytest.mark.parametrize("rule,expected", [
     (tr_alone, [10, 20, 30, 40]), (concat, [1, 20, 30, 4]), (total, [11, 22, 33, 44]),
-    (calibrated, [(2 * 1 + 10) / 2, 20, 30, (2 * 4 + 40) / 2]),
 ])
 def test_merge_rules_by_hand(rule, expected):
-    assert rule(Z_T, Z_R, PRESERVED, DEPOSIT, 2.0).tolist() == [expected] and rule in MERGE_RULES.values()
+    assert rule(Z_T, Z_R, PRESERVED, DEPOSIT).tolist() == [expected] and rule in MERGE_RULES.values()
 
 
 def test_the_released_rule_chooses_by_the_label_and_is_no_rule_of_a_network():
     merged = released(Z_T.repeat(2, 1), Z_R.repeat(2, 1), PRESERVED, DEPOSIT, torch.tensor([0, 1]))
     assert merged.tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]] and "released" not in MERGE_RULES
-
-
-def test_spread_ratio_by_hand():
-    z_0 = torch.tensor([[0.0, 9.0, 4.0], [5.0, 9.0, 1.0]])   # preserved columns 0 and 2: deviations 2 and 2
-    z_t = torch.tensor([[7.0, -3.0, 8.0], [3.0, 0.0, 4.0]])  # deviations 0.5 and 0.5
-    assert spread_ratio(z_0, z_t, torch.tensor([0, 2])) == pytest.approx(4.0)
-    assert spread_ratio(z_0, z_t, torch.tensor([1])) == 1.0  # a single class has no spread
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

@@ -116,8 +116,8 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
     finished("6_recovery_bytes", 0, **TINY, DATA_DIR=images, SAVE=tmp_path, RATIOS="0.51 0.75")
     table = (tmp_path / "recovery.md").read_text()
-    for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r, 32 bits, concat",
-                 "T_r, ours_0.75, calibrated", "T0 whole, 8 bits", "125 images a class (trains)"):
+    for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r rounded, 8 bits",
+                 "T_r of ours, pruned 0.75", "T0 whole, 8 bits", "125 images a class (trains)"):
         assert f"| {form}" in table
     points = json.loads((tmp_path / "recovery.json").read_text())["points"][0]
     assert points["T0 whole, 32 bits"]["above"] == 0

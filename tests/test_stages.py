@@ -79,7 +79,7 @@ def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain)
     assert shared == {name for name in upper.state_dict() if not name.endswith("num_batches_tracked")}
     common = {"format", "kind", "tensors", "checksum", "settings"}
     assert set(target) == common | {"arch", "classes", "partition", "split_at", "counts", "original", "away"}
-    assert set(deposit) == common | {"scale", "target", "cost"}
+    assert set(deposit) == common | {"target", "cost"}
     assert not any(name.startswith(("layer3", "head")) for name in deposit["tensors"])
     assert deposit["cost"]["deposit"]["parameters"] < 0.6 * deposit["cost"]["lower"]["parameters"]
 
@@ -134,7 +134,6 @@ def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path
     x = torch.randn(4, 3, 16, 16)
     original, recover = (load_network(str(p))[0] for p in (save / "original.pt", tmp_path / "recover.pt"))
     assert torch.equal(recover(x), original(x))
-    assert load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["scale"] == pytest.approx(1.0)
 
 
 # choices of images, classes and draws
@@ -161,7 +160,6 @@ def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(ch
     succeed("withdraw.py", "--save_path", run, "--data_dir", data, *WITHDRAW)
     _, partition = read(str(run / "target.pt"), "target")
     assert partition.deposit_classes == [0, 1, 2]
-    assert load_checkpoint(str(run / "deposit.pt"), "deposit")["scale"] == 1.0  # there is no spread
     ours, theirs = (json.loads((folder / "metrics.json").read_text())["original"] for folder in (run, save))
     assert ours["counts"] == theirs["counts"] and ours["dep_acc"] != theirs["dep_acc"]
 

@@ -4,7 +4,7 @@ import statistics
 
 COLUMNS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "h_mean": "H Mean", "avg_acc": "Avg Acc",
            "above": "Avg - Original"}
-WITHDRAWALS = {"concat": "concat (paper)", "calibrated": "calibrated", "sum": "sum", "tr_alone": "tr_alone (control)",
+WITHDRAWALS = {"concat": "concat (paper)", "sum": "sum", "tr_alone": "tr_alone (control)",
                "difference": "difference", "released": "released (reads label)"}
 
 
