@@ -47,9 +47,9 @@ def get_args_parser():
                             "state")
     files.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     files.add_argument("--original", type=path, default=None,
-                       help="T0, of train_scratch.py, or target.pt of earlier deposits: then T0 is rebuilt from it and "
-                            "the difference.pt files in the folders beside its own, and the new deposit is added; "
-                            "unset: original.pt in --save_path")
+                       help="T0, of train_scratch.py, or target.pt or recover.pt of earlier deposits: then T0 is "
+                            "rebuilt from it and the difference.pt files in the folders beside its own, and the new "
+                            "deposit is added; unset: original.pt in --save_path")
     files.add_argument("--partition", type=path, default=None,
                        help="manifest with the deposit classes, over the data that T0 was trained on; "
                             "unset: the one in T0's file")

@@ -36,15 +36,18 @@ class Original(NamedTuple):
 
 
 def open_original(path, split_at=None):
-    """(Original, its Partition) of original.pt; or of target.pt, with the differences of its deposits, which lie in
-    folders beside its own. split_at: the cut; None: after the last block. Raises UserError when a difference is
-    missing, or the cut is impossible or another."""
-    content, partition = read(path, ("original", "target"))
+    """(Original, its Partition) of original.pt; or of target.pt, or a recover.pt of --merge difference, with the
+    differences of the deposits that are away from it, which lie in folders beside its own. split_at: the cut; None:
+    after the last block. Raises UserError when a difference is missing, or the cut is impossible or another."""
+    content, partition = read(path, ("original", "target", "recover"))
+    if content.get("merge", "difference") != "difference":
+        raise UserError(f"{path} is a network of two branches, from which nothing can be deposited: withdraw with "
+                        f"--merge difference")
     network, lower, away = network_of(content, partition, path), None, {}
     part, _ = split_network(network, split_at)
     split_at = len(part) - 1
     identity = f"{content['checksum']}/{split_at}"
-    if content["kind"] == "target":
+    if content["kind"] != "original":
         identity, away = content["original"], dict(content["away"])
         if content["split_at"] != split_at:
             raise UserError(f"{path} is cut after block {content['split_at']}: deposits of one bank share "

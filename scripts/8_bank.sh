@@ -4,8 +4,10 @@
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
 #   DEPOSITS=5 SIZE=1            deposits in a bank, and classes in each
 #   AWAY= STATES=                at most so many deposits away, and so many states drawn; unset: every state
+#   ROUNDS=0                     then deposit and withdraw so many times in a row, a class after another, each time from
+#                                the network that the withdrawal before gave
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
-#   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/ and bank<k>.json, .md, .png
+#   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/, bank<k>.json, .md, .png and rounds/<n>/
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 # The deposits are those of --preset bank. T_r is measured as well, of each deposit alone; one class a deposit leaves the
 # paper's L_pt nothing to teach.
@@ -39,4 +41,12 @@ for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$cla
     if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
     python -m analysis.bank --original "$SAVE/original/original.pt" --deposits "${folders[@]}" --data_dir "$DATA_DIR" \
         --eval_split "$split" --out "$SAVE/bank$seed" ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
+done
+last=$SAVE/original/original.pt
+for n in $(seq 1 "${ROUNDS:-0}"); do
+    run=$SAVE/rounds/$n
+    draw_partition "$run" "$1" --deposit_classes "$(((n - 1) % classes))"
+    train_deposit "$run" "$SAVE/original" "$1" --original "$last"
+    withdraw "$run" --merge difference
+    last=$run/recover.pt
 done

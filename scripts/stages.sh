@@ -19,8 +19,8 @@ train_deposit() { # folder, which has a partition, folder of the original, seed 
         --data_dir "$DATA_DIR" --seed "$3" ${DEPOSIT_FLAGS:-} "${@:4}"
 }
 
-withdraw() { # folder: measured on the test set or, with images held out, on those alone
+withdraw() { # folder [flag ...]: measured on the test set or, with images held out, on those alone
     local split=test
     if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
-    python "$ROOT/withdraw.py" --save_path "$1" --data_dir "$DATA_DIR" --eval_split "$split"
+    python "$ROOT/withdraw.py" --save_path "$1" --data_dir "$DATA_DIR" --eval_split "$split" "${@:2}"
 }

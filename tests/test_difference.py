@@ -140,6 +140,21 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
     assert not torch.allclose(without_cow.state_dict()["stem.conv1.weight"], original["stem.conv1.weight"], atol=1e-5)
 
 
+def test_after_ten_deposits_and_withdrawals_t0_answers_as_before(chain, tmp_path):
+    original, _ = load_network(str(chain[0] / "original.pt"))
+    last = chain[0] / "original.pt"
+    for seed in range(10):
+        run = tmp_path / f"{seed}"
+        succeed("train_deposit.py", *deposit_flags(chain, run, "--original", last, "--seed", seed))
+        recover, _ = withdrawn(run, run / "target.pt", run)
+        last = run / "recover.pt"
+    target, _ = load_network(str(run / "target.pt"))
+    x = torch.randn(64, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(recover(x), original(x), atol=1e-4, rtol=1e-4)
+        assert torch.equal(recover(x).argmax(1), original(x).argmax(1)) and not torch.allclose(target(x), original(x))
+
+
 def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     bee, cow = bank
     from_cow = deposit_flags(chain, tmp_path / "new", "--original", cow / "target.pt")
@@ -152,4 +167,6 @@ def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     shutil.copytree(cow, tmp_path / "alone")  # with no folder of bee's beside it
     from_alone = ["--original", tmp_path / "alone" / "target.pt"]
     assert "difference.pt of bee" in fail("train_deposit.py", *from_cow, *from_alone)
+    two_branches = ["--original", chain[0] / "recover.pt"]
+    assert "two branches" in fail("train_deposit.py", *from_cow, *two_branches)
     assert not (tmp_path / "new").exists()
