@@ -78,8 +78,8 @@ def measure(network, differences, classes, states, data, split_at):
 
 
 def bank_rows(runs):
-    """{number of deposits away: {figure: summary or text}} over the states of several banks. The rest, all classes that
-    are not away, is compared with the same classes of T0 in the same bank."""
+    """{number of deposits away, then "any": {figure: summary or text}} over the states of several banks. The rest, all
+    classes that are not away, is compared with the same classes of T0 in the same bank."""
     cells = {}
     for run in runs:
         original = run["states"][0]["counts"]
@@ -87,13 +87,14 @@ def bank_rows(runs):
             gone = {c for deposit in state["away"] for c in run["classes"][deposit]}
             rest = [c for c in range(len(original["total"])) if c not in gone]
             away = [state["deposits"][deposit] for deposit in state["away"]]
-            cells.setdefault(len(state["away"]), []).append((away, state["rest"] - percent(original, rest)))
-    rows = {}
-    for size, states in sorted(cells.items()):
+            if away:
+                cells.setdefault(len(away), []).append((away, state["rest"] - percent(original, rest)))
+    rows, cells = {}, dict(sorted(cells.items()))
+    for size, states in [*cells.items(), ("any", sum(cells.values(), []))]:
         away = [accuracy for of_state, _ in states for accuracy in of_state]
         rest = [change for _, change in states]
         rows[f"{size}"] = {"states": f"{len(states)}", "away: mean": summary(away),
-                           "away: worst": f"{max(away):.2f}" if away else "-", "rest - T0: mean": summary(rest),
+                           "away: worst": f"{max(away):.2f}", "rest - T0: mean": summary(rest),
                            "rest - T0: worst": f"{min(rest):+.2f}"}
     return rows
 

@@ -49,6 +49,11 @@ def bank(paths):
     return bank_rows([load_json(path) for path in paths])
 
 
+def bank_settings(paths):
+    """Banks by another setting each, files <setting>/bank<k>.json: all states together."""
+    return {path.split(os.sep)[-2].replace("_", ", "): bank([path])["any"] for path in paths}
+
+
 def recovery(paths):
     """What is kept beside T, over draws, from what analysis.recovery wrote."""
     return recovery_rows(load_json(paths[0]))
@@ -89,6 +94,16 @@ TABLES = {
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "bank_resnet20_pairs": Table("CIFAR-10, test set, one draw of five deposits of two classes",
+                                 published("resnet20", "8_bank.sh 0", "SIZE=2 "),
+                                 "bank/resnet20_pairs/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "bank_resnet20_ten": Table("CIFAR-10, test set, ten deposits of one class, 50 states drawn",
+                               published("resnet20", "8_bank.sh 0", "DEPOSITS=10 AWAY=7 STATES=50 "),
+                               "bank/resnet20_ten/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "bank_settings": Table("CIFAR-10, held-out images, draw of seed 10 of five deposits of one class",
+                           'VAL_FRACTION=0.1 DEPOSIT_FLAGS="--lambda_kp ..." ... bash scripts/8_bank.sh 10',
+                           "bank_settings/*/bank10.json", bank_settings, "original, setting",
+                           "bank10/*/deposit_log.jsonl"),
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/recovery.json", recovery, "kept beside T",
                                "*/seed*/deposit_log.jsonl"),
