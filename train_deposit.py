@@ -33,8 +33,7 @@ PRESETS = {
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
     "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 1.0, "lambda_ms": 1.0, "lr": 0.05,
              "epochs": 3},
-    "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 2.0, "lambda_mt": 1.0, "trained_blocks": 1,
-             "bn_stats": "frozen"},
+    "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_ll": 0.1, "trained_blocks": 1, "bn_stats": "frozen"},
 }
 
 

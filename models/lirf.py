@@ -57,6 +57,8 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),
     "mt": Term(0.0, "L_mt, ours: T answers D_r as T0 does without the deposit classes",
                lambda lirf, out, y, y_r: losses.masked_target(out.z_t, out.z_0, lirf.deposited)),
+    "ll": Term(0.0, "L_ll, ours: T's logits on D_r are T0's with those of the deposit classes lowered",
+               lambda lirf, out, y, y_r: losses.lowered_logits(out.z_t, out.z_0, lirf.deposited)),
     "ms": Term(0.0, "L_ms, ours: L_mt on synthetic images of models/synthesis.py, which are made if it is not 0",
                lambda lirf, out, y, y_r: losses.masked_target(out.s_t, out.s_0, lirf.deposited)),
 }

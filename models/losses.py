@@ -62,6 +62,14 @@ def masked_target(target_logits, original_logits, deposit):
     return distillation(target_logits, original_logits.float().index_fill(1, deposit, -1000.0), 1.0)
 
 
+def lowered_logits(target_logits, original_logits, deposit):
+    """L_ll, ours: squared distance of z_T to z_0 whose deposit columns are lowered to the least logit of the image.
+    Nothing is raised, as L_mt and random labels do, so the differences of several deposits disturb each other less."""
+    z_0 = original_logits.float()
+    lowered = torch.scatter(z_0, 1, deposit.expand(len(z_0), -1), z_0.amin(1, keepdim=True).expand(-1, len(deposit)))
+    return (target_logits.float() - lowered).square().sum(1).mean()
+
+
 def feature_transfer(features, reference):
     """L_ft, ours: squared error of T_r(x) against lower_0(x), for each image in units of the reference's mean square,
     so that 0 is a perfect copy and 1 an answer of nothing. Feature maps (batch, c, h, w)."""

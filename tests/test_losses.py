@@ -79,3 +79,11 @@ def test_feature_transfer_is_relative_and_gives_the_reference_no_gradient():
     assert losses.feature_transfer(reference * 10 - features, reference * 10).item() == 0.0
     losses.feature_transfer(features, reference).backward()
     assert reference.grad is None and features.grad.abs().sum() > 0
+
+
+def test_lowered_logits_by_hand():
+    z_0 = torch.tensor([[1.0, 5.0, -2.0, 0.0], [4.0, 3.0, 2.0, 1.0]])
+    lowered = torch.tensor([[1.0, -2.0, -2.0, 0.0], [4.0, 1.0, 2.0, 1.0]])
+    deposit = torch.tensor([1])
+    assert losses.lowered_logits(lowered, z_0, deposit).item() == 0.0
+    assert losses.lowered_logits(z_0, z_0, deposit).item() == pytest.approx((7**2 + 2**2) / 2)
