@@ -135,7 +135,9 @@ def main(args):
     names = ["+".join(partition.class_names[c] for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     data = evaluation_batches(images, runtime.device)
-    states = states_of(len(classes), args.away, args.states, args.seed)
+    # a state with no class left tells nothing
+    states = [state for state in states_of(len(classes), args.away, args.states, args.seed)
+              if sum(len(classes[deposit]) for deposit in state) < partition.num_classes]
     figures = measure(network, differences, classes, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
