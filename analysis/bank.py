@@ -43,9 +43,12 @@ def get_args_parser():
     return parser
 
 
-def states_of(count, most, wanted, seed):
-    """The states to measure, as tuples of the deposits that are away, () first."""
-    states = [state for size in range((most or count) + 1) for state in itertools.combinations(range(count), size)]
+def states_of(sizes, num_classes, most, wanted, seed):
+    """The states to measure, as tuples of the deposits that are away, () first. sizes: the number of classes of each
+    deposit; a state without a class left is none."""
+    count = len(sizes)
+    states = [state for size in range((most or count) + 1) for state in itertools.combinations(range(count), size)
+              if sum(sizes[deposit] for deposit in state) < num_classes]
     if wanted is not None and wanted < len(states) - 1:
         order = torch.randperm(len(states) - 1, generator=torch.Generator().manual_seed(seed)) + 1
         states = [(), *(states[i] for i in sorted(order[:wanted].tolist()))]
@@ -53,7 +56,8 @@ def states_of(count, most, wanted, seed):
 
 
 def measure(network, differences, classes, states, data, split_at):
-    """[{"away", "counts", "deposits": accuracy of each, "rest"}] of the states. classes: those of each deposit."""
+    """[{"away", "counts", "deposits": accuracy of each, "rest"}] of the states. classes: those of each deposit.
+    Leaves the network in the last state."""
     lower, upper = split_network(network, split_at)
     changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
     first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
@@ -135,9 +139,7 @@ def main(args):
     names = ["+".join(partition.class_names[c] for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     data = evaluation_batches(images, runtime.device)
-    # a state with no class left tells nothing
-    states = [state for state in states_of(len(classes), args.away, args.states, args.seed)
-              if sum(len(classes[deposit]) for deposit in state) < partition.num_classes]
+    states = states_of([len(own) for own in classes], partition.num_classes, args.away, args.states, args.seed)
     figures = measure(network, differences, classes, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)

@@ -200,10 +200,9 @@ def pruned_points(paths):
     """{form: [{"bytes", "above"}]} of the T_r of other deposits, metrics files <preset>_<ratio>/seed<k>/<file>."""
     forms = {}
     for name in paths:
-        metrics, (preset, ratio) = load_json(name), name.split(os.sep)[-3].split("_")
+        metrics, deposit = load_json(name), name.split(os.sep)[-3].replace("_", ", pruned ")
         size = os.path.getsize(os.path.join(os.path.dirname(name), "deposit.pt"))
-        form = f"T_r of {preset}, pruned {ratio}"
-        forms.setdefault(form, []).append({"bytes": size, "above": above(metrics, "concat")})
+        forms.setdefault(f"T_r of {deposit}", []).append({"bytes": size, "above": above(metrics, "concat")})
     return forms
 
 
@@ -232,8 +231,8 @@ def recovery_rows(result):
     "pruned"."""
     points, forms = result["points"], dict(result["pruned"])
     for form in points[0]:
-        if all(form in draw for draw in points):
-            forms[form] = [draw[form] for draw in points]
+        if all(form in of_draw for of_draw in points):
+            forms[form] = [of_draw[form] for of_draw in points]
     rows = {form: {"KB": summary([point["bytes"] / 1000 for point in of_form]),
                    "Avg - Original": summary([point["above"] for point in of_form]),
                    "H Mean of T if exact": summary([point.get("h_mean") for point in of_form])}

@@ -40,9 +40,6 @@ def open_original(path, split_at=None):
     differences of the deposits that are away from it, which lie in folders beside its own. split_at: the cut; None:
     after the last block. Raises UserError when a difference is missing, or the cut is impossible or another."""
     content, partition = read(path, ("original", "target", "recover"))
-    if content.get("merge", "difference") != "difference":
-        raise UserError(f"{path} is a network of two branches, from which nothing can be deposited: withdraw with "
-                        f"--merge difference")
     network, lower, away = network_of(content, partition, path), None, {}
     part, _ = split_network(network, split_at)
     split_at = len(part) - 1

@@ -24,7 +24,11 @@ def read(path, kind):
 
 
 def network_of(content, partition, path):
-    """The whole network (stem .. head) of a checkpoint that holds one, in eval mode."""
+    """The whole network (stem .. head) of a checkpoint that holds one, in eval mode. Raises UserError for a recover
+    network of two branches."""
+    if content.get("merge", "difference") != "difference":
+        raise UserError(f"{path} is a network of two branches: withdraw again with --merge difference, which gives a "
+                        f"plain one")
     network = build_network(content["arch"], len(content["classes"]), partition.image_size)
     load_into(network, content["tensors"], path)
     return network.eval()

@@ -64,9 +64,9 @@ def masked_target(target_logits, original_logits, deposit):
 
 def lowered_logits(target_logits, original_logits, deposit):
     """L_ll, ours: squared distance of z_T to z_0 whose deposit columns are lowered to the least logit of the image.
-    Nothing is raised, as L_mt and random labels do, so the differences of several deposits disturb each other less."""
+    L_mt and random labels raise other classes. This raises none, so one deposit does not undo another."""
     z_0 = original_logits.float()
-    lowered = torch.scatter(z_0, 1, deposit.expand(len(z_0), -1), z_0.amin(1, keepdim=True).expand(-1, len(deposit)))
+    lowered = z_0.index_copy(1, deposit, z_0.amin(1, keepdim=True).expand(-1, len(deposit)))
     return (target_logits.float() - lowered).square().sum(1).mean()
 
 

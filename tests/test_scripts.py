@@ -11,6 +11,7 @@ from conftest import ROOT, fail, run_shell, succeed
 from fixtures import make_folder
 
 from analysis.ablation import AXES
+from analysis.bank import states_of
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
@@ -130,10 +131,10 @@ def test_a_bank_measures_its_states(images, tmp_path):
     succeed("partition_data.py", "--dataset", "cifar10", "--data_dir", images, "--val_fraction", "0.25", "--seed", "0",
             "--out", tmp_path / "original" / "partition.json")  # the script reads the number of classes from it
     flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1", "DATA_DIR": images}
-    finished("8_bank", 0, **flags, SAVE=tmp_path, DEPOSITS=5, SIZE=2, ROUNDS=2)
+    finished("8_bank", 0, **flags, SAVE=tmp_path, DEPOSITS=3, SIZE=2, AWAY=2, ROUNDS=2)
     bank = json.loads((tmp_path / "bank0.json").read_text())
-    assert len({c for classes in bank["classes"] for c in classes}) == 10
-    assert len(bank["states"]) == 31 and bank["states"][0]["away"] == []  # all but the one without a class left
+    assert len({c for classes in bank["classes"] for c in classes}) == 6
+    assert [state["away"] for state in bank["states"]] == [[], [0], [1], [2], [0, 1], [0, 2], [1, 2]]
     for state in bank["states"]:
         counts = state["counts"]
         rest = [c for c in range(10) if not any(c in bank["classes"][deposit] for deposit in state["away"])]
@@ -143,11 +144,17 @@ def test_a_bank_measures_its_states(images, tmp_path):
         target, partition = load_network(str(path))
         data = evaluation_batches(load_images(partition, str(images), "val", range(10)), "cpu")
         state = bank["states"][1 + bank["classes"].index(partition.deposit_classes)]
-        assert state["counts"] == count_correct(target, data, 10)
-    assert any(state["counts"] != bank["states"][0]["counts"] for state in bank["states"])
+        assert state["counts"] == count_correct(target, data, 10) != bank["states"][0]["counts"]
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
     second = json.loads((tmp_path / "rounds" / "2" / "metrics_val.json").read_text())
     assert second["recover"]["difference"]["counts"] == second["original"]["counts"]
+
+
+def test_a_state_without_a_class_left_is_no_state():
+    every = states_of([2] * 5, 10, None, None, 0)
+    assert len(every) == len(set(every)) == 31 and (0, 1, 2, 3, 4) not in every and (1, 2, 3, 4) in every
+    assert (0, 1, 2, 3, 4) in states_of([1] * 5, 10, None, None, 0)
+    assert len(states_of([2] * 5, 10, None, 30, 0)) == 31  # T0 and as many as were asked for
 
 
 @pytest.mark.parametrize("old", [False, True])
