@@ -1,7 +1,8 @@
 """The bank of deposits: every state of it, measured from the files of the deposits alone.
 
 A state is the set of deposits that are away, and its network T0 less their differences. For each state it measures the
-accuracy on each deposit's classes and on the rest; argmax is over all classes."""
+accuracy on each deposit's classes and on the rest; argmax is over all classes. Beside it, what the paper's deposit
+modules T_r give back: the state's logits with each absent class's column from the T_r of its deposit."""
 
 import itertools
 import os
@@ -14,14 +15,14 @@ import matplotlib.pyplot as plt
 
 from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
-from models.architectures import join_network, split_network
+from models.architectures import split_network
 from models.bank import read_difference
-from models.checkpoints import load_network, read
+from models.checkpoints import load_network, read, read_deposit
 from models.difference import shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.files import save_json
-from utils.metrics import count_correct, percent
+from utils.metrics import evaluate, percent
 from utils.runtime import Runtime
 from utils.tables import markdown, summary
 
@@ -30,7 +31,7 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--original", type=path, required=True, help="T0, from which each deposit was made")
     parser.add_argument("--deposits", type=path, nargs="+", required=True,
-                        help="folders of the deposits: target.pt and difference.pt each")
+                        help="folders of the deposits: target.pt, difference.pt and deposit.pt each")
     parser.add_argument("--away", type=bounded(int, 1), default=None,
                         help="measure states of at most so many deposits away; unset: all of them")
     parser.add_argument("--states", type=bounded(int, 1), default=None,
@@ -55,29 +56,44 @@ def states_of(sizes, num_classes, most, wanted, seed):
     return states
 
 
-def measure(network, differences, classes, states, data, split_at):
-    """[{"away", "counts", "deposits": accuracy of each, "rest"}] of the states. classes: those of each deposit.
-    Leaves the network in the last state."""
+def deposit_columns(modules, upper, classes, x, num_classes):
+    """g-bar(upper(T_r(x))) of every deposit in one tensor (b, num_classes); zeros for classes of none."""
+    columns = torch.zeros(len(x), num_classes, device=x.device)
+    for module, own in zip(modules, classes):
+        columns[:, own] = upper(module(x))[:, own]
+    return columns
+
+
+def measure(network, differences, modules, classes, states, data, split_at):
+    """[{"away", "counts", "deposits": accuracy of each, "rest", "by_modules": accuracy with what is away withdrawn by
+    T_r}] of the states. modules, classes: T_r and the classes of each deposit. Leaves the network in the last state."""
     lower, upper = split_network(network, split_at)
+    num_classes = network[-1][-1].out_features
     changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
     first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
-    with torch.no_grad():  # the blocks that are the same in every state
-        data = [(lower[:first](x), y) for x, y in data]
-    lower = lower[first:]
+    with torch.no_grad():  # what is the same in every state
+        data = [((lower[:first](x), deposit_columns(modules, upper, classes, x, num_classes)), y) for x, y in data]
+    lower = lower[first:].eval()
     whole = {name: tensor.clone() for name, tensor in lower.state_dict().items()}
-    every = {c for of_deposit in classes for c in of_deposit}
     figures = []
     for state in states:
         now = whole
         for deposit in state:
             now = shifted(now, differences[deposit], -1)
         lower.load_state_dict(now)
-        num_classes = network[-1][-1].out_features
-        counts = count_correct(join_network(lower, upper), data, num_classes)
-        gone = {c for deposit in state for c in classes[deposit]}
+        gone = sorted(c for deposit in state for c in classes[deposit])
+
+        def forward(x, y):
+            z = upper(lower(x[0]))
+            withdrawn = z.clone()
+            withdrawn[:, gone] = x[1][:, gone]
+            return {"state": z, "withdrawn": withdrawn}
+
+        found = evaluate(forward, data, num_classes)
+        counts = found["state"]
         figures.append({"away": list(state), "counts": counts, "deposits": [percent(counts, c) for c in classes],
                         "rest": percent(counts, [c for c in range(num_classes) if c not in gone]),
-                        "never": percent(counts, [c for c in range(num_classes) if c not in every])})
+                        "by_modules": percent(found["withdrawn"])})
     return figures
 
 
@@ -103,6 +119,18 @@ def bank_rows(runs):
     return rows
 
 
+def module_rows(banks):
+    """{number of deposits away: {bank: summary of Avg(T~) - Avg(T0)}} of withdrawals by the deposit modules, for banks
+    {name: runs}."""
+    rows = {}
+    for name, runs in banks.items():
+        for run in runs:
+            for state in run["states"][1:]:
+                change = state["by_modules"] - run["states"][0]["by_modules"]
+                rows.setdefault(len(state["away"]), {}).setdefault(name, []).append(change)
+    return {f"{size}": {name: summary(rows[size].get(name)) for name in banks} for size in sorted(rows)}
+
+
 def draw(figures, names, out):
     """Rows: states; columns: accuracy on each deposit's classes and on the rest."""
     values = [[*state["deposits"], state["rest"]] for state in figures]
@@ -125,10 +153,10 @@ def draw(figures, names, out):
 def main(args):
     runtime = Runtime.of(args)
     network, partition = load_network(args.original)
-    network, cut_after, classes, differences = runtime.place(network), None, [], []
+    network, cut_after, classes, differences, modules = runtime.place(network), None, [], [], []
     for folder in args.deposits:
         target_path = os.path.join(folder, "target.pt")
-        content, _ = read(target_path, "target")
+        content, own_partition = read(target_path, "target")
         if cut_after not in (None, content["split_at"]):
             raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
         cut_after = content["split_at"]
@@ -136,11 +164,13 @@ def main(args):
                                            split_network(network, cut_after)[0])
         classes.append(content["away"][name])
         differences.append(difference)
+        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
+        modules.append(runtime.place(module))
     names = ["+".join(partition.class_names[c] for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     data = evaluation_batches(images, runtime.device)
     states = states_of([len(own) for own in classes], partition.num_classes, args.away, args.states, args.seed)
-    figures = measure(network, differences, classes, states, data, cut_after)
+    figures = measure(network, differences, modules, classes, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     save_json(f"{args.out}.json", result)

@@ -145,6 +145,8 @@ def test_a_bank_measures_its_states(images, tmp_path):
         data = evaluation_batches(load_images(partition, str(images), "val", range(10)), "cpu")
         state = bank["states"][1 + bank["classes"].index(partition.deposit_classes)]
         assert state["counts"] == count_correct(target, data, 10) != bank["states"][0]["counts"]
+        own = json.loads((path.parent / "metrics_val.json").read_text())["recover"]["concat"]
+        assert state["by_modules"] == own["avg_acc"]
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
     second = json.loads((tmp_path / "rounds" / "2" / "metrics_val.json").read_text())
     assert second["recover"]["difference"]["counts"] == second["original"]["counts"]
