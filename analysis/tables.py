@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
-from analysis.bank import bank_rows
+from analysis.bank import bank_rows, module_rows
 from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.tsne import NETWORKS
@@ -52,6 +52,14 @@ def bank(paths):
 def bank_settings(paths):
     """Banks by another setting each, files <setting>/bank<k>.json: all states together."""
     return {path.split(os.sep)[-2].replace("_", ", "): bank([path])["any"] for path in paths}
+
+
+def bank_modules(paths):
+    """The same states with what is away withdrawn by the deposit modules, files <bank>/bank<k>.json: a column a bank."""
+    banks = {}
+    for path in paths:
+        banks.setdefault(path.split(os.sep)[-2].replace("_", ", "), []).append(load_json(path))
+    return module_rows(banks)
 
 
 def recovery(paths):
@@ -100,6 +108,9 @@ TABLES = {
     "bank_resnet20_ten": Table("CIFAR-10, test set, ten deposits of one class, 50 states drawn",
                                published("resnet20", "8_bank.sh 0", "DEPOSITS=10 AWAY=7 STATES=50 "),
                                "bank/resnet20_ten/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "bank_modules": Table("CIFAR-10, test set, the draws of the tables above", "bash scripts/8_bank.sh, as above",
+                          "bank/resnet*/bank?.json", bank_modules, "deposits withdrawn",
+                          "bank?/*/deposit_log.jsonl"),
     "bank_settings": Table("CIFAR-10, held-out images, draw of seed 10 of five deposits of one class",
                            'VAL_FRACTION=0.1 DEPOSIT_FLAGS="--lambda_kp ..." ... bash scripts/8_bank.sh 10',
                            "bank_settings/*/bank10.json", bank_settings, "original, setting",
