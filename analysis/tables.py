@@ -68,10 +68,14 @@ def recovery(paths):
 
 
 def tsne(paths):
-    """Shares of nearest neighbours of the own class, of analysis.tsne."""
-    return {NETWORKS[name]: {"preserved classes": summary([of_network["pre"]]),
-                             "deposit classes": summary([of_network["dep"]])}
-            for name, of_network in load_json(paths[0])["neighbour_accuracy"].items()}
+    """Shares of nearest neighbours of the own class, files <architecture>.json of analysis.tsne."""
+    rows = {title: {} for title in NETWORKS.values()}
+    for path in paths:
+        arch = os.path.splitext(os.path.basename(path))[0]
+        for name, of_network in load_json(path)["neighbour_accuracy"].items():
+            for key, classes in (("pre", "preserved"), ("dep", "deposit")):
+                rows[NETWORKS[name]][f"{arch}: {classes}"] = summary([of_network[key]])
+    return rows
 
 
 def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
@@ -96,9 +100,8 @@ TABLES = {
                               "table1/cifar10_resnet18/paper/seed*/metrics.json", table1(paper="cifar10")),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
-    "tsne_resnet20": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
-                           "tsne/resnet20.json", tsne, "share (%)",
-                           "../table1/cifar10_resnet20/paper/seed0/*_log.jsonl"),
+    "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
+                  "tsne/*.json", tsne, "share (%)", "../table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
