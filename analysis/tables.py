@@ -105,6 +105,10 @@ TABLES = {
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
+    "bank_resnet18": Table("CIFAR-10, test set, three draws of five deposits of one class",
+                           'WEIGHTS=epoch14.pt ARCH=resnet18 EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 --warmup_epochs '
+                           '0.5" bash scripts/8_bank.sh 0 1 2',
+                           "bank/resnet18/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
     "bank_resnet20_pairs": Table("CIFAR-10, test set, one draw of five deposits of two classes",
                                  published("resnet20", "8_bank.sh 0", "SIZE=2 "),
                                  "bank/resnet20_pairs/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),

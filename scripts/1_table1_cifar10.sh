@@ -30,7 +30,7 @@ flags_of() { # variant
 }
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 train_original "$SAVE/original" 0
 for variant in $VARIANTS; do
     for seed in "$@"; do

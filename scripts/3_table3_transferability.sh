@@ -31,7 +31,7 @@ train_student() { # student distillation teacher seed; the teacher's folder is n
         --epochs "$STUDENT_EPOCHS" --seed "$4"
 }
 
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 # shellcheck disable=SC2086 # the flag and its value are words
 train_original "$SAVE/original" 0 $weights
 for seed in "$@"; do

@@ -51,7 +51,7 @@ measured_deposit() { # folder seed [flag ...]
 }
 
 for axis in $AXES; do values "$axis" > /dev/null; done
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 train_original "$SAVE/original" 0
 for seed in "$@"; do
     draw_partition "$SAVE/default/seed$seed" "$seed"

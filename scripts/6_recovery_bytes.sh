@@ -17,7 +17,7 @@ if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 split=test name=metrics.json
 if [ "$VAL_FRACTION" != 0 ]; then split=val name=metrics_val.json; fi
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 train_original "$SAVE/original" 0
 runs=()
 for seed in "$@"; do

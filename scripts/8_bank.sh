@@ -20,7 +20,7 @@ DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 train_original "$SAVE/original" 0
 classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \
     "$SAVE/original/partition.json")

@@ -81,7 +81,7 @@ done
 if [ "$1" = trials ]; then exit; fi
 
 VAL_FRACTION=0
-draw_partition "$SAVE/original" "$1"
+draw_partition "$SAVE/original" 0
 train_original "$SAVE/original" 0 $weights
 for seed in "$@"; do
     retrained=() targets=()

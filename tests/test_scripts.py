@@ -60,6 +60,8 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
         names = {path.name for path in (save / variant / "seed3").iterdir()}
         assert {"independent_deposit.pt", "independent_preservation.pt", "metrics.json", "metrics_val.json"} <= names
     assert sum(command[0].endswith("train_scratch.py") and "--subset" not in command for command in commands) == 1
+    text, _ = finished("1_table1_cifar10", 5, **TINY)  # later, another draw of the same original
+    assert "original.pt is there already" in text
     status, text, commands = run_shell("scripts/1_table1_cifar10.sh", VARIANTS="paper theirs")
     assert status == 1 and "'theirs' is none of" in text and commands == []
 
