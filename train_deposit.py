@@ -177,8 +177,8 @@ def main(args):
                                             "preset"),
                            partition=partition.hash, precision=runtime.precision, original=original.identity,
                            away=sorted(original.away))
-    beside = [os.path.join(args.save_path, name) for name in ("target.pt", "difference.pt")]
-    if already_done(os.path.join(args.save_path, "deposit.pt"), "deposit", "deposit", settings, beside) is not None:
+    beside = [os.path.join(args.save_path, name) for name in ("deposit.pt", "difference.pt")]
+    if already_done(os.path.join(args.save_path, "target.pt"), "target", "deposit", settings, beside) is not None:
         record_network(args.save_path, original.with_gone(partition), "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from analysis.table1 import load_runs, print_table
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
-from utils.files import read_log
+from utils.files import load_json, read_log
 from utils.tables import above, markdown, summary
 
 # axis -> (its title, where the default run stands on it, from the settings in that run's log)
@@ -29,7 +29,7 @@ AXES = {
     "pruning": ("pruning ratio of T_r", lambda settings: settings["prune_ratio"]),
     "bits": ("bits of the difference", lambda settings: settings["difference_bits"]),
     "temperature": ("temperature", lambda settings: settings["temperature"]),
-    "classes": ("deposit classes of 10", lambda settings: 3),
+    "classes": ("tenths of the classes deposited", lambda settings: settings["tenths"]),
     "images": ("images a class of D_r", lambda settings: settings["images_per_class"] or "all"),
     "epochs": ("epochs over D_r", lambda settings: settings["epochs"]),
 }
@@ -69,8 +69,10 @@ def axis_rows(axis, paths):
     """{value: {figure: summary}} along an axis, from the metrics files <value>/seed<k>/<file> of its runs and the
     default's."""
     variants = by_variant(paths)
-    head = read_log(os.path.join(os.path.dirname(variants["default"][0]), "deposit_log.jsonl"))[0]
-    stands = AXES[axis][1](head["settings"])
+    run = os.path.dirname(variants["default"][0])
+    partition = load_json(os.path.join(run, "partition.json"))
+    tenths = round(10 * len(partition["deposit_classes"]) / len(partition["class_names"]), 2)
+    stands = AXES[axis][1]({**read_log(os.path.join(run, "deposit_log.jsonl"))[0]["settings"], "tenths": tenths})
     variants[f"{stands:g}" if isinstance(stands, (int, float)) else stands] = variants.pop("default")
     return variant_rows({value: variants[value] for value in sorted(variants, key=_order)})
 
@@ -97,19 +99,26 @@ def draw(axis, rows, path):
 
 
 def found_axes(folder, split):
-    """{axis: metrics files of its runs and the default's} of the axes that were run."""
+    """{axis: metrics files of its runs and the default's} of the axes that were run, over the draws that every value
+    of them has. Raises UserError when there is none."""
     name = "metrics.json" if split == "test" else f"metrics_{split}.json"
     default = sorted(glob.glob(os.path.join(folder, "default", "seed*", name)))
     own = {axis: sorted(glob.glob(os.path.join(folder, axis, "*", "seed*", name))) for axis in AXES}
-    return {axis: default + paths for axis, paths in own.items() if default and paths}
+    axes = {axis: default + paths for axis, paths in own.items() if default and paths}
+    draws = {}
+    for path in sum(axes.values(), []):
+        run, draw = os.path.split(os.path.dirname(path))
+        draws.setdefault(run, set()).add(draw)
+    common = set.intersection(*draws.values()) if draws else set()
+    if not common:
+        raise UserError(f"{folder} holds no draw with a finished run of the default and of every value: run "
+                        f"scripts/5_ablation.sh")
+    return {axis: [path for path in paths if path.split(os.sep)[-2] in common] for axis, paths in axes.items()}
 
 
 def overview(folder, split):
-    """{axis: {value: row}} of all axes that were run. Raises UserError when there are none."""
-    axes = found_axes(folder, split)
-    if not axes:
-        raise UserError(f"{folder} holds no finished runs of the default and of an axis: run scripts/5_ablation.sh")
-    return {axis: axis_rows(axis, paths) for axis, paths in axes.items()}
+    """{axis: {value: row}} of all axes that were run; see found_axes."""
+    return {axis: axis_rows(axis, paths) for axis, paths in found_axes(folder, split).items()}
 
 
 def named(rows_of_axes):

@@ -17,7 +17,7 @@ from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import split_network
 from models.bank import read_difference
-from models.checkpoints import load_network, read, read_deposit
+from models.checkpoints import load_network, read, read_deposit, require_original
 from models.difference import shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
@@ -156,12 +156,15 @@ def main(args):
     network, cut_after, classes, differences, modules = runtime.place(network), None, [], [], []
     for folder in args.deposits:
         target_path = os.path.join(folder, "target.pt")
+        require_original(target_path, args.original)
         content, own_partition = read(target_path, "target")
         if cut_after not in (None, content["split_at"]):
             raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
         cut_after = content["split_at"]
         name, difference = read_difference(os.path.join(folder, "difference.pt"), target_path, content, content["away"],
                                            split_network(network, cut_after)[0])
+        if content["away"][name] in classes:
+            raise UserError(f"{folder} is named twice: name each deposit once")
         classes.append(content["away"][name])
         differences.append(difference)
         module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from analysis.table1 import print_table
+from datasets import read_partition
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, read_log
@@ -143,7 +144,9 @@ def main(args):
     records = {}
     for name in sorted(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json"))):
         record, folder = load_json(name), os.path.dirname(name)
-        if "rho" in record:  # not R's
+        manifest = os.path.join(folder, "partition.json")
+        of_draw = not os.path.exists(manifest) or read_partition(manifest).hash == record["settings"]["partition"]
+        if "rho" in record and of_draw:  # neither R's nor of another draw
             records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
     if not records:
         raise UserError(f"{args.runs} holds no <method>/seed<k>/*_residual_*.json: run scripts/9_methods.sh")

@@ -24,7 +24,7 @@ from analysis.table1 import print_table
 from datasets import batches, evaluation_batches, load_images
 from models import losses
 from models.architectures import split_network
-from models.checkpoints import cut, load_network, read, read_deposit
+from models.checkpoints import cut, load_network, read, read_deposit, require_original
 from models.difference import decode, encode, quantise, shifted
 from models.recover import concat
 from utils.checkpoint import save_checkpoint
@@ -247,6 +247,7 @@ def main(args):
     for folder in args.runs:
         if not glob.glob(os.path.join(folder, "target.pt")):
             raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
+        require_original(os.path.join(folder, "target.pt"), args.original)
         points.append(points_of(folder, copy.deepcopy(original), args, runtime))
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned_points(args.pruned)}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)

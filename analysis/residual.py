@@ -21,12 +21,12 @@ from analysis.recovery import as_bytes, file_size
 from analysis.tsne import features_of
 from datasets import batches, evaluation_batches, load_images, read_partition
 from models.architectures import build_network, split_network
-from models.checkpoints import read
+from models.checkpoints import read, require_original
 from models.difference import BITS, decode, encode, shifted
 from models.losses import knowledge_preserving
 from models.weights import load_weights, read_weights
 from train_deposit import first_images
-from utils.checkpoint import checksum
+from utils.checkpoint import checksum, load_checkpoint
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
@@ -281,6 +281,18 @@ def partition_of(args):
     return draws[0], content["arch"]
 
 
+def refuse_other_draw(file, partition, original_path):
+    """Raise UserError when `file` is a target of ours that has forgotten other classes, or is of another T0."""
+    try:
+        content = load_checkpoint(file, "target")
+    except UserError:
+        return  # a network made elsewhere
+    require_original(file, original_path)
+    if content["partition"]["hash"] != partition.hash:
+        raise UserError(f"{file} has forgotten other classes than are measured: name R of its draw by --retrained, or "
+                        f"its partition.json by --partition")
+
+
 def compared(of_t, of_0, of_r):
     """{measure: rho} of the figures of T, T0 and each R, for the measures that all have."""
     found = {}
@@ -294,6 +306,8 @@ def compared(of_t, of_0, of_r):
 def main(args):
     runtime = Runtime.of(args)
     partition, arch = partition_of(args)
+    for file in args.networks:
+        refuse_other_draw(file, partition, args.original)
     settings = settings_of(args, leave_out=("networks", "original", "retrained", "partition", "data_dir", "device",
                                             "precision", "measures"),
                            partition=partition.hash, precision=runtime.precision)

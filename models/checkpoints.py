@@ -56,6 +56,13 @@ def _deposit_module(tensors, content, partition, path):
     return lower.eval()
 
 
+def require_original(path, original_path):
+    """Raise UserError unless the target or recover file `path` stems from the T0 in `original_path`."""
+    stems_from = load_checkpoint(path, ("target", "recover"))["original"].split("/")[0]
+    if stems_from != load_checkpoint(original_path, "original")["checksum"]:
+        raise UserError(f"{path} was made from another original than {original_path}: name its own")
+
+
 def load_network(path):
     """The network in a checkpoint of one (all kinds but deposit, difference and state), in eval mode, ready for
     ``network(datasets.batches.normalise(images, partition.mean, partition.std))``.

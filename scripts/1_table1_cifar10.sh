@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 1 on CIFAR-10: bash scripts/1_table1_cifar10.sh [seed ...]      (default: 0 1 2)
-# One original; each seed draws the deposit classes anew. Stages that are done are skipped, a killed one resumes.
+# One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Stages that are done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
 #   WEIGHTS=file                 take the original from weights that others trained, with EPOCHS=0 as they are;
 #                                PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
@@ -14,7 +14,6 @@ set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} VARIANTS=${VARIANTS:-paper}
 SAVE=${SAVE:-checkpoints/table1_${DATASET}_$ARCH}
-if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
@@ -30,9 +29,11 @@ flags_of() { # variant
 }
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
-draw_partition "$SAVE/original" 0
-train_original "$SAVE/original" 0
+make_original "$SAVE/original"
+name=metrics.json
+if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
 for variant in $VARIANTS; do
+    metrics=()
     for seed in "$@"; do
         run=$SAVE/$variant/seed$seed
         draw_partition "$run" "$seed"
@@ -44,11 +45,10 @@ for variant in $VARIANTS; do
         # shellcheck disable=SC2046 # the flags are words
         train_deposit "$run" "$SAVE/original" "$seed" $(flags_of "$variant")
         withdraw "$run"
+        metrics+=("$run/$name")
     done
-    name=metrics.json
-    if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
     echo "$variant:"
     paper=none
     case $DATASET in cifar10 | cub200) paper=$DATASET ;; esac
-    python -m analysis.table1 --paper "$paper" --metrics "$SAVE/$variant"/seed*/"$name" --out "$SAVE/$variant/table1.md"
+    python -m analysis.table1 --paper "$paper" --metrics "${metrics[@]}" --out "$SAVE/$variant/table1.md"
 done

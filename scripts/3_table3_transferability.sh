@@ -14,9 +14,8 @@
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
-STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
+STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30} RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
-weights=${WEIGHTS:+--weights $WEIGHTS}
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
@@ -31,12 +30,11 @@ train_student() { # student distillation teacher seed; the teacher's folder is n
         --epochs "$STUDENT_EPOCHS" --seed "$4"
 }
 
-draw_partition "$SAVE/original" 0
-# shellcheck disable=SC2086 # the flag and its value are words
-train_original "$SAVE/original" 0 $weights
+name=metrics.json metrics=()
+if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
+make_original "$SAVE/original"
 for seed in "$@"; do
-    draw_partition "$SAVE/retrained/seed$seed" "$seed"
-    EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$SAVE/retrained/seed$seed" 0 --subset retrain
+    retrain "$SAVE/retrained/seed$seed" "$seed" 0
     teachers="original retrained"
     for weight in $LAMBDA_AT; do
         draw_partition "$SAVE/lambda_at_$weight/seed$seed" "$seed"
@@ -51,7 +49,6 @@ for seed in "$@"; do
             done
         done
     done
+    metrics+=("$SAVE"/*_*/*/"seed$seed/$name")
 done
-name=metrics.json
-if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
-python -m analysis.table3 --metrics "$SAVE"/*_*/*/seed*/"$name" --out "$SAVE/table3.md"
+python -m analysis.table3 --metrics "${metrics[@]}" --out "$SAVE/table3.md"

@@ -12,7 +12,6 @@ DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTI
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60}
 AXES=${AXES:-losses split pruning bits temperature classes images epochs lambda_at}
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
-if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
@@ -51,8 +50,7 @@ measured_deposit() { # folder seed [flag ...]
 }
 
 for axis in $AXES; do values "$axis" > /dev/null; done
-draw_partition "$SAVE/original" 0
-train_original "$SAVE/original" 0
+make_original "$SAVE/original"
 for seed in "$@"; do
     draw_partition "$SAVE/default/seed$seed" "$seed"
     measured_deposit "$SAVE/default/seed$seed" "$seed"

@@ -11,15 +11,13 @@ set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0.51 0 0.25 0.75 0.9}
 SAVE=${SAVE:-checkpoints/recovery_$ARCH}
-if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 split=test name=metrics.json
 if [ "$VAL_FRACTION" != 0 ]; then split=val name=metrics_val.json; fi
-draw_partition "$SAVE/original" 0
-train_original "$SAVE/original" 0
-runs=()
+make_original "$SAVE/original"
+runs=() pruned=()
 for seed in "$@"; do
     for preset in paper ours; do
         for ratio in $RATIOS; do
@@ -27,9 +25,10 @@ for seed in "$@"; do
             draw_partition "$run" "$seed"
             train_deposit "$run" "$SAVE/original" "$seed" --preset "$preset" --prune_ratio "$ratio"
             withdraw "$run"
+            pruned+=("$run/$name")
         done
     done
     runs+=("$SAVE/paper_${RATIOS%% *}/seed$seed")
 done
 python -m analysis.recovery --runs "${runs[@]}" --original "$SAVE/original/original.pt" --data_dir "$DATA_DIR" \
-    --eval_split "$split" --pruned "$SAVE"/*_*/seed*/"$name" --out "$SAVE/recovery"
+    --eval_split "$split" --pruned "${pruned[@]}" --out "$SAVE/recovery"

@@ -7,23 +7,27 @@
 #   ROUNDS=0                     then deposit and withdraw so many times in a row, a class after another, each time from
 #                                the network that the withdrawal before gave
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
-#   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/, bank<k>.json, .md, .png and rounds/<n>/
+#   SAVE=checkpoints/bank_$ARCH      gets original/, bank<k>/<deposit>/, bank<k>.json, .md, .png and
+#                                rounds<k>/<n>/ of the first seed
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
-# The deposits are those of --preset bank. T_r is measured as well, of each deposit alone; one class a deposit leaves the
-# paper's L_pt nothing to teach.
+# The deposits are those of --preset bank. T_r is measured as well; one class a deposit leaves the paper's L_pt nothing
+# to teach.
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:-1}
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
-if [ -n "${WEIGHTS:-}" ]; then ORIGINAL_FLAGS="--weights $WEIGHTS ${ORIGINAL_FLAGS:-}"; fi
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 draw_partition "$SAVE/original" 0
-train_original "$SAVE/original" 0
 classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \
     "$SAVE/original/partition.json")
+if [ $((DEPOSITS * SIZE)) -gt "$classes" ]; then
+    echo "DEPOSITS=$DEPOSITS SIZE=$SIZE are more than $classes classes: lower one" >&2
+    exit 1
+fi
+make_original "$SAVE/original"
 for seed in "$@"; do
     # A line a deposit: its classes' numbers, drawn without repetition.
     drawn=$(python -c "import random, sys; classes, deposits, size, seed = map(int, sys.argv[1:])
@@ -44,7 +48,7 @@ for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$cla
 done
 last=$SAVE/original/original.pt
 for n in $(seq 1 "${ROUNDS:-0}"); do
-    run=$SAVE/rounds/$n
+    run=$SAVE/rounds$1/$n
     draw_partition "$run" "$1" --deposit_classes "$(((n - 1) % classes))"
     train_deposit "$run" "$SAVE/original" "$1" --original "$last"
     withdraw "$run" --merge difference

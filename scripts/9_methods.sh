@@ -17,10 +17,9 @@
 # shellcheck disable=SC2086 # flags are words
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} TRIAL_SEED=${TRIAL_SEED:-10}
-ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS}
 METHODS=${METHODS:-neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
-if [ -n "${WEIGHTS:-}" ]; then weights="--weights $WEIGHTS"; else weights=; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
@@ -63,8 +62,7 @@ chosen() { # method: the flags of its frozen trial
 for method in $METHODS; do cells "$method" > /dev/null; done
 
 VAL_FRACTION=0.1
-draw_partition "$SAVE/trials/original" "$TRIAL_SEED"
-train_original "$SAVE/trials/original" 0 $weights
+make_original "$SAVE/trials/original" "$TRIAL_SEED"
 for method in $METHODS; do
     targets=()
     while read -ra words; do
@@ -81,14 +79,12 @@ done
 if [ "$1" = trials ]; then exit; fi
 
 VAL_FRACTION=0
-draw_partition "$SAVE/original" 0
-train_original "$SAVE/original" 0 $weights
+make_original "$SAVE/original"
 for seed in "$@"; do
     retrained=() targets=()
     for n in $RETRAINED; do
         run=$SAVE/retrained_$n/seed$seed
-        draw_partition "$run" "$seed"
-        EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS} train_original "$run" "$n" --subset retrain
+        retrain "$run" "$seed" "$n"
         retrained+=("$run/retrained.pt")
     done
     for method in logit_mask pour_p $METHODS; do

@@ -1,8 +1,13 @@
 # Sourced by the scripts that train; does what env.sh does. The stages as functions, which skip what is done and resume
 # what was killed. They read DATASET, DATA_DIR, VAL_FRACTION, ARCH, EPOCHS, and as words PARTITION_FLAGS, ORIGINAL_FLAGS
-# and DEPOSIT_FLAGS: flags beyond the defaults.
+# and DEPOSIT_FLAGS: flags beyond the defaults; WEIGHTS, of others, from which the original then starts.
 # shellcheck disable=SC2086 # these are words
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+if [ "${RETRAIN_EPOCHS:-1}" = 0 ]; then
+    echo "RETRAIN_EPOCHS: R is trained from scratch; with EPOCHS=0 give its epochs, as in RETRAIN_EPOCHS=60" >&2
+    exit 1
+fi
 
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
     python "$ROOT/partition_data.py" --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \
@@ -12,6 +17,16 @@ draw_partition() { # folder seed [flag ...]: a folder with another partition is 
 train_original() { # folder, which has a partition, seed [flag ...]
     python "$ROOT/train_scratch.py" --save_path "$1" --data_dir "$DATA_DIR" --arch "$ARCH" --epochs "$EPOCHS" \
         --seed "$2" ${ORIGINAL_FLAGS:-} "${@:3}"
+}
+
+make_original() { # folder [seed of its partition]: T0 serves every draw, so that of its own partition does not matter
+    draw_partition "$1" "${2:-0}"
+    train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
+}
+
+retrain() { # folder seed of the draw, seed: R, trained from scratch for RETRAIN_EPOCHS
+    draw_partition "$1" "$2"
+    EPOCHS=$RETRAIN_EPOCHS train_original "$1" "$3" --subset retrain
 }
 
 train_deposit() { # folder, which has a partition, folder of the original, seed [flag ...]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, WITHDRAW, fail, run_shell, succeed
+from conftest import TINY, WITHDRAW, fail, rewrite, run_shell, succeed
 from PIL import Image
 
 from analysis import tsne
@@ -48,6 +48,8 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     assert list((tmp_path / "tensorboard" / "tsne").rglob("tensors.tsv"))
     flags = ["--save_path", tmp_path, "--data_dir", data, *WITHDRAW]
     assert "too few" in fail("analysis/tsne.py", *flags, "--images", "10", unchanged=tmp_path)
+    rewrite(tmp_path / "original.pt", lambda content: content["settings"].update(seed=9))
+    assert "made from another original" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
     (tmp_path / "target.pt").unlink()
     assert "target.pt" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
 

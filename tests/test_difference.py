@@ -162,7 +162,8 @@ def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     assert "'cow' is deposited already" in again
     assert "deposits of one bank share" in fail("train_deposit.py", *from_cow, "--split_at", "1")
     target = ["--save_path", tmp_path / "new", "--target", cow / "target.pt", "--merge"]
-    assert "withdraws one deposit" in fail("withdraw.py", *target, "concat", "--deposit", cow, bee)
+    for deposits in ([cow, bee], [cow]):  # T_r's columns are of one deposit, and bee is away beside cow
+        assert "the only deposit that is away" in fail("withdraw.py", *target, "concat", "--deposit", *deposits)
     assert "not away" in fail("withdraw.py", *target, "difference", "--deposit", bee, bee)
     shutil.copytree(cow, tmp_path / "alone")  # with no folder of bee's beside it
     from_alone = ["--original", tmp_path / "alone" / "target.pt"]

@@ -117,6 +117,7 @@ def test_a_method_trains_on_d_alone_and_writes_what_the_stages_write(chain, tmp_
     head, *epochs = [json.loads(line) for line in (tmp_path / "forget_log.jsonl").read_text().splitlines()]
     assert head["settings"]["method"] == name and all({"loss", "passes"} <= epoch.keys() for epoch in epochs)
     assert "difference.pt" in fail("withdraw.py", "--save_path", tmp_path)
+    assert "holds another deposit run" in fail("train_deposit.py", *deposit_flags(chain, tmp_path), unchanged=tmp_path)
 
 
 def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp_path):

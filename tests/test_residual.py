@@ -146,6 +146,9 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     assert "different deposit classes" in fail(
         "analysis/residual.py", "--networks", networks / "original/original.pt", "--partition",
         tmp_path / "partition.json", "--retrained", networks / "retrained_0/retrained.pt", *flags)
+    assert "other classes than are measured" in fail(
+        "analysis/residual.py", "--networks", networks / "lirf/seed0/target.pt", "--partition",
+        tmp_path / "partition.json", *flags)
     assert "holds no <method>" in fail("analysis/methods.py", "--runs", tmp_path)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, fail, run_shell, succeed
+from conftest import ROOT, fail, rewrite, run_shell, succeed
 from fixtures import make_folder
 
 from analysis.ablation import AXES
@@ -52,7 +52,7 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
     _, commands = finished("1_table1_cifar10", 3, 4, **TINY, VARIANTS="paper authors", INDEPENDENT=1)
     save = tmp_path / "checkpoints" / "table1_cifar10_resnet8"
     table = (save / "paper" / "table1.md").read_text()
-    assert "| Deposit (T)" in table and "paper: Withdrawal" in table and "±" in table
+    assert "| Deposit (T)" in table and "| Independent" in table and "paper: Withdrawal" in table and "±" in table
     for variant, ratio in (("paper", 0.51), ("authors", 0)):
         for seed in (3, 4):
             chosen = settings(save / variant / f"seed{seed}")
@@ -61,7 +61,12 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
         assert {"independent_deposit.pt", "independent_preservation.pt", "metrics.json", "metrics_val.json"} <= names
     assert sum(command[0].endswith("train_scratch.py") and "--subset" not in command for command in commands) == 1
     text, _ = finished("1_table1_cifar10", 5, **TINY)  # later, another draw of the same original
-    assert "original.pt is there already" in text
+    assert "original.pt is there already" in text and "±" not in text
+    weights = {"WEIGHTS": save / "original" / "original.pt", "INDEPENDENT": 1}
+    finished("1_table1_cifar10", 5, **TINY, **weights, SAVE=tmp_path / "given")
+    for run, scratch in (("original", False), ("paper/seed5", True)):  # an Independent network knows nothing of T0's
+        heads = [log.read_text() for log in (tmp_path / "given" / run).glob("*_log.jsonl") if "deposit_" != log.name[:8]]
+        assert heads and all(('"weights": null' in head) == scratch for head in heads)
     status, text, commands = run_shell("scripts/1_table1_cifar10.sh", VARIANTS="paper theirs")
     assert status == 1 and "'theirs' is none of" in text and commands == []
 
@@ -100,9 +105,10 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
         assert len(json.loads((run / "partition.json").read_text())["deposit_classes"]) == share
         assert json.loads((run / "metrics_val.json").read_text())["recover"]
     rows = (runs / "ablation.md").read_text().splitlines()
-    assert [row.split("|")[1].strip() for row in rows[2:]] == [f"deposit classes of 10: {n}" for n in range(1, 6)]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [f"tenths of the classes deposited: {n}" for n in range(1, 6)]
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
+    shutil.copytree(runs / "classes" / "1" / "seed0", runs / "classes" / "1" / "seed1")  # a draw that the others lack
     # the same table from what is kept of the runs
     finished("collect", runs, records)
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
@@ -113,7 +119,9 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
 def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_training(tmp_path):
     status, text, commands = run_shell("scripts/5_ablation.sh", SAVE=tmp_path, AXES=" ".join([*AXES, "colour"]))
     assert status == 1 and "'colour' is no axis" in text and commands == []
-    assert "holds no finished runs" in fail("analysis/ablation.py", "--runs", tmp_path)
+    status, text, commands = run_shell("scripts/9_methods.sh", SAVE=tmp_path, EPOCHS=0)
+    assert status == 1 and "RETRAIN_EPOCHS" in text and commands == []
+    assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
@@ -149,8 +157,16 @@ def test_a_bank_measures_its_states(images, tmp_path):
         assert state["counts"] == count_correct(target, data, 10) != bank["states"][0]["counts"]
         own = json.loads((path.parent / "metrics_val.json").read_text())["recover"]["concat"]
         assert state["by_modules"] == own["avg_acc"]
+    status, text, _ = run_shell("scripts/8_bank.sh", 0, **flags, SAVE=tmp_path, DEPOSITS=6, SIZE=2)
+    assert status == 1 and "more than 10 classes" in text
+    deposits = sorted((tmp_path / "bank0").iterdir())
+    call = ["--deposits", *deposits, "--data_dir", images, "--out", tmp_path / "other"]
+    original = tmp_path / "original" / "original.pt"
+    assert "named twice" in fail("analysis/bank.py", "--original", original, *call, "--deposits", *deposits, deposits[0])
+    rewrite(original, lambda content: content["settings"].update(seed=9))
+    assert "made from another original" in fail("analysis/bank.py", "--original", original, *call)
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
-    second = json.loads((tmp_path / "rounds" / "2" / "metrics_val.json").read_text())
+    second = json.loads((tmp_path / "rounds0" / "2" / "metrics_val.json").read_text())
     assert second["recover"]["difference"]["counts"] == second["original"]["counts"]
 
 

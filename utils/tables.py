@@ -30,9 +30,12 @@ def as_text(figure):
 
 def table1_rows(runs):
     """{network: {column: summary}} of Table 1, over the contents of metrics files. A network that a run lacks is left
-    out. H Mean speaks of forgetting: it is T's alone."""
-    networks = {}
-    for name, key in (("Independent", "independent"), ("Original (T0)", "original"), ("Deposit (T)", "target")):
+    out; the Independent networks, which script 1 trains for one draw, stand over the runs that have them. H Mean speaks
+    of forgetting: it is T's alone."""
+    networks, independent = {}, [{**run["independent"], "h_mean": None} for run in runs if run.get("independent")]
+    if independent:
+        networks["Independent"] = independent
+    for name, key in (("Original (T0)", "original"), ("Deposit (T)", "target")):
         if all(run.get(key) for run in runs):
             networks[name] = [{**run[key], **({} if key == "target" else {"h_mean": None})} for run in runs]
     for key, name in WITHDRAWALS.items():
