@@ -33,7 +33,8 @@ def get_args_parser():
     choice.add_argument("--deposit_fraction", type=bounded(float, 0, 1), default=0.3,
                         help="share of the classes that are deposited (30 %% in the paper)")
     choice.add_argument("--deposit_classes", default=None,
-                        help="names, or else ids, of the deposit classes, separated by commas, instead of a draw")
+                        help="names, or else ids (places in the list of classes, counted from 0), of the deposit "
+                             "classes, separated by commas, instead of a draw")
     parser.add_argument("--draw", choices=["random", "first"], default="random",
                         help="which classes are deposited, unless listed: drawn at random (paper) or the first "
                              "(authors' code)")

@@ -105,8 +105,8 @@ def first_images(images, count, seed):
 
 
 def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
-    """One pass over D_r; returns the mean of every loss. parallel: lirf as utils.distributed gives it; moved: what
-    moved_to_preserved made."""
+    """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
+    D_r has. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
     lirf.train()
     meter, steps, generator = LossMeter(epoch), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
@@ -118,7 +118,7 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
-    return meter.means()
+    return {**meter.means(), **({"passes": 2} if moved else {})}
 
 
 def read_original(args):
@@ -199,8 +199,10 @@ def main(args):
     optimizer = make_optimizer([{"params": list(module.parameters())} for module in lirf.trained().values()], args)
     training.track(optimizer, **lirf.trained())
     parallel = distributed.parallel(lirf)
-    moved = moved_to_preserved(lirf, images, runtime) if args.lambda_ms and training.next_epoch < args.epochs else None
+    moved = None
     for epoch in training.remaining_epochs():
+        if args.lambda_ms and moved is None:  # within an epoch, so that its seconds count
+            moved = moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
         if shown is not None:  # for the log alone: the last epoch is what is kept
             lirf.eval()

@@ -44,14 +44,20 @@ def h_mean(measured, original):
 
 def choose(folder):
     """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images. Of
-    equal cells the first name is chosen; a rule that no cell satisfies chooses none."""
-    cells = {}
+    equal cells the first name is chosen; a rule that no cell satisfies chooses none. Raises UserError when there is no
+    cell, when test images were measured, or when the cells are of several partitions or originals."""
+    cells, grounds = {}, set()
     for name in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "target_residual_*.json"))):
-        found, original = load_json(name)["measures"], load_json(name)["reference"]["original"]
+        record = load_json(name)
+        grounds.add((record["settings"]["eval_split"], record["settings"]["partition"], record["original"]))
+        found, original = record["measures"], record["reference"]["original"]
         cells[name.split(os.sep)[-2]] = {**found["answers"], "h_mean": h_mean(found, original),
                                          "kl": found["drift"]["kl"], "probe": found["probe"]["dep"]}
     if not cells:
         raise UserError(f"{folder} holds no cell with target_residual_*.json: run scripts/9_methods.sh")
+    if len(grounds) > 1 or grounds.pop()[0] != "val":
+        raise UserError(f"the cells of {folder} were not all measured on the same held-out images: measure them with "
+                        f"--eval_split val, of one partition and T0")
     chosen = {}
     for rule, fits, cost in (("A", lambda c: True, lambda c: -c["h_mean"]),
                              ("B", lambda c: c["dep"] <= 10, lambda c: c["kl"]),

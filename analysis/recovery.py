@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 
 from analysis.table1 import print_table
 from datasets import batches, evaluation_batches, load_images
+from datasets.batches import pixels_of
 from models import losses
 from models.architectures import split_network
 from models.checkpoints import cut, load_network, read, read_deposit, require_original
@@ -135,8 +136,8 @@ def finetuned(lower, upper, images, preserved, runtime):
 
 def png_bytes(images):
     """Bytes of the images of an ImageSet as PNG files."""
-    total = 0
-    for pixels in images.images.permute(0, 2, 3, 1).cpu().numpy():
+    total, whole = 0, torch.arange(len(images))
+    for pixels in pixels_of(images.images, whole).permute(0, 2, 3, 1).cpu().numpy():
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "png", optimize=True)
         total += buffer.tell()

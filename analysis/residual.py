@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 import statistics
 import zlib
 
@@ -312,6 +313,10 @@ def main(args):
                                             "precision", "measures"),
                            partition=partition.hash, precision=runtime.precision)
     images, original, of_original, records, files = image_sets(partition, args, runtime.device), None, None, {}, {}
+    few = images["train"].labels.bincount().min().item()
+    wanted = [name for name in args.measures if int(re.search("[0-9]*$", name)[0] or 0) <= few]
+    if wanted != args.measures:
+        print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
     for file in (args.original, *args.retrained, *args.networks):
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file, "network")
@@ -321,7 +326,7 @@ def main(args):
         original, of_original = original or known, of_original or of_network
         identity = {"settings": settings, "original": of_original, "network": of_network}
         files[file] = f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"
-        records[file] = measured(known, args.measures, files[file], identity)
+        records[file] = measured(known, wanted, files[file], identity)
     of_0, *of_r = (records[file]["measures"] for file in (args.original, *args.retrained))
     for file in args.networks:
         records[file] |= {"reference": {"original": of_0, "retrained": of_r},

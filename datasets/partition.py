@@ -187,15 +187,17 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
 
 
 def _listed_classes(listed, names):
-    """Class ids of what text lists: all entries are names, or else all are ids (the digits are named "0" to "9")."""
+    """Class ids of what text lists: all entries are names, or else all are ids counted from 0 (the digits are
+    named "0" to "9")."""
     entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
     if all(entry in names for entry in entries):
         deposit = {names.index(entry) for entry in entries}
-    elif all(entry.isdecimal() and int(entry) < len(names) for entry in entries):
+    elif all(entry.isdecimal() and int(entry) < len(names) and entry not in names for entry in entries):
         deposit = {int(entry) for entry in entries}
     else:
         odd = next(entry for entry in entries if entry not in names)
-        raise UserError(f"--deposit_classes: '{odd}' is no class; name classes, or give ids alone: {', '.join(names)}")
+        raise UserError(f"--deposit_classes: '{odd}' is no class; name classes, or give ids alone, counted from 0: "
+                        f"{', '.join(names)}")
     if not 0 < len(deposit) < len(names):
         raise UserError(f"--deposit_classes names {len(deposit)} of {len(names)} classes: at least one class must be "
                         f"deposited and one preserved")

@@ -78,6 +78,8 @@ def encode(original, target, bits):
             raise UserError(f"the weights '{name}' are not finite: train again with a lower --lr")
         width, largest = _levels(tensor, bits)
         numbers, scale = quantise(rows, largest)
+        if name.endswith("running_var"):  # T's, which is T0's less D, must not become negative by the rounding
+            numbers = torch.minimum(numbers, (_rows(original[name].cpu().float()) / scale).nan_to_num(0).floor())
         parts += [scale.contiguous().view(torch.uint8).flatten(),
                   pack((numbers.flatten() + largest).to(torch.int32), width)]
     return torch.cat(parts)

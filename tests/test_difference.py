@@ -30,6 +30,8 @@ def lower_parts(seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_var": (5,)}
     states = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(2)]
+    for state in states:
+        state["bn.running_var"] = state["bn.running_var"].square() + 0.1
     return [{**state, "bn.num_batches_tracked": torch.tensor(7 + i)} for i, state in enumerate(states)]
 
 
@@ -51,6 +53,13 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
         step = spread.abs().amax(-1) / (2 ** ((bits if tensor.dim() > 1 else 16) - 1) - 1)
         # A scale below the one at which all entries fit is taken only for a smaller squared error.
         assert (error.square().mean(-1) <= step.square() / 4 + 1e-12).all()
+
+
+def test_no_variance_of_t_becomes_negative_by_the_rounding():
+    original = {"bn.running_var": torch.tensor([40, 0.0071, 3, 0.5])}
+    target = {"bn.running_var": torch.tensor([1, 1e-7, 2.9, 0.4])}  # the second one is less than half a step
+    rounded = decode(encode(original, target, 4), target, 4)
+    assert (shifted(original, rounded, -1)["bn.running_var"] >= 0).all()
 
 
 def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():

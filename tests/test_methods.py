@@ -192,12 +192,16 @@ def test_a_cell_is_chosen_on_held_out_images(tmp_path):
         measures = {"answers": {"dep": 60.0 if cell == "d" else 5.0, "pre": h_mean}, "drift": {"kl": kl},
                     "probe": {"dep": dep, "pre": 90}}
         original = {"answers": {"dep": h_mean + measures["answers"]["dep"]}}
-        record = {"measures": measures, "reference": {"original": original}}
+        record = {"measures": measures, "reference": {"original": original}, "original": "0",
+                  "settings": {"eval_split": "val", "partition": "1"}}
         (tmp_path / cell / "target_residual_0.json").write_text(json.dumps(record))
     assert methods.choose(str(tmp_path))[0] == {"A": "b", "B": "c", "deep": "c"}
     succeed("analysis/methods.py", "--choose", tmp_path, "--rule", "B")
     assert (tmp_path / "choice.txt").read_text() == "c\n" and "B, deep" in (tmp_path / "choice.md").read_text()
     assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path / "a")
+    record["settings"]["eval_split"] = "test"
+    (tmp_path / "d" / "target_residual_0.json").write_text(json.dumps(record))
+    assert "not all measured on the same held-out" in fail("analysis/methods.py", "--choose", tmp_path)
 
 
 def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
