@@ -65,7 +65,8 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
     weights = {"WEIGHTS": save / "original" / "original.pt", "INDEPENDENT": 1}
     finished("1_table1_cifar10", 5, **TINY, **weights, SAVE=tmp_path / "given")
     for run, scratch in (("original", False), ("paper/seed5", True)):  # an Independent network knows nothing of T0's
-        heads = [log.read_text() for log in (tmp_path / "given" / run).glob("*_log.jsonl") if "deposit_" != log.name[:8]]
+        logs = [log for log in (tmp_path / "given" / run).glob("*_log.jsonl") if log.name != "deposit_log.jsonl"]
+        heads = [log.read_text() for log in logs]
         assert heads and all(('"weights": null' in head) == scratch for head in heads)
     status, text, commands = run_shell("scripts/1_table1_cifar10.sh", VARIANTS="paper theirs")
     assert status == 1 and "'theirs' is none of" in text and commands == []
@@ -108,7 +109,8 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
     assert [row.split("|")[1].strip() for row in rows[2:]] == [f"tenths of the classes deposited: {n}" for n in range(1, 6)]
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
-    shutil.copytree(runs / "classes" / "1" / "seed0", runs / "classes" / "1" / "seed1")  # a draw that the others lack
+    # a draw that the other values lack is left out
+    shutil.copytree(runs / "classes" / "1" / "seed0", runs / "classes" / "1" / "seed1")
     # the same table from what is kept of the runs
     finished("collect", runs, records)
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
@@ -162,7 +164,8 @@ def test_a_bank_measures_its_states(images, tmp_path):
     deposits = sorted((tmp_path / "bank0").iterdir())
     call = ["--deposits", *deposits, "--data_dir", images, "--out", tmp_path / "other"]
     original = tmp_path / "original" / "original.pt"
-    assert "named twice" in fail("analysis/bank.py", "--original", original, *call, "--deposits", *deposits, deposits[0])
+    twice = ["--deposits", *deposits, deposits[0]]
+    assert "named twice" in fail("analysis/bank.py", "--original", original, *call, *twice)
     rewrite(original, lambda content: content["settings"].update(seed=9))
     assert "made from another original" in fail("analysis/bank.py", "--original", original, *call)
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
