@@ -106,7 +106,8 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
         assert len(json.loads((run / "partition.json").read_text())["deposit_classes"]) == share
         assert json.loads((run / "metrics_val.json").read_text())["recover"]
     rows = (runs / "ablation.md").read_text().splitlines()
-    assert [row.split("|")[1].strip() for row in rows[2:]] == [f"tenths of the classes deposited: {n}" for n in range(1, 6)]
+    title = "tenths of the classes deposited"
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [f"{title}: {n}" for n in range(1, 6)]
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
     # a draw that the other values lack is left out
