@@ -60,12 +60,13 @@ def load_parts(args):
     given, away = copy.deepcopy(target), dict(content["away"])
     for folder in folders:
         give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
-    if args.merge != "difference" and (len(folders) > 1 or away):
+    alone = len(folders) == 1 and not away
+    if args.merge != "difference" and not alone:
         raise UserError(f"--merge {args.merge} withdraws the only deposit that is away from T: use --merge difference "
                         f"where there are several")
     modules = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given})
     # T_r is measured beside the difference where it is of this very target: not when others were withdrawn before.
-    if args.merge != "difference" or content["kind"] == "target" and len(folders) == 1 and not away:
+    if args.merge != "difference" or content["kind"] == "target" and alone:
         deposit_path = os.path.join(folders[0], "deposit.pt")
         modules["deposit"] = read_deposit(deposit_path, target_path, content, partition)
     for name, tensor in modules.state_dict().items():

@@ -107,8 +107,8 @@ def found_axes(folder, split):
     axes = {axis: default + paths for axis, paths in own.items() if default and paths}
     draws = {}
     for path in sum(axes.values(), []):
-        run, draw = os.path.split(os.path.dirname(path))
-        draws.setdefault(run, set()).add(draw)
+        value, seed = os.path.split(os.path.dirname(path))
+        draws.setdefault(value, set()).add(seed)
     common = set.intersection(*draws.values()) if draws else set()
     if not common:
         raise UserError(f"{folder} holds no draw with a finished run of the default and of every value: run "

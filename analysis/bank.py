@@ -17,7 +17,7 @@ from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import split_network
 from models.bank import read_difference
-from models.checkpoints import load_network, read, read_deposit, require_original
+from models.checkpoints import network_of, read, read_deposit, require_original
 from models.difference import shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
@@ -73,7 +73,7 @@ def measure(network, differences, modules, classes, states, data, split_at):
     first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
     with torch.no_grad():  # what is the same in every state
         data = [((lower[:first](x), deposit_columns(modules, upper, classes, x, num_classes)), y) for x, y in data]
-    lower = lower[first:].eval()
+    lower = lower[first:]
     whole = {name: tensor.clone() for name, tensor in lower.state_dict().items()}
     figures = []
     for state in states:
@@ -152,12 +152,13 @@ def draw(figures, names, out):
 
 def main(args):
     runtime = Runtime.of(args)
-    network, partition = load_network(args.original)
-    network, cut_after, classes, differences, modules = runtime.place(network), None, [], [], []
+    original, partition = read(args.original, "original")
+    network = runtime.place(network_of(original, partition, args.original))
+    cut_after, classes, differences, modules = None, [], [], []
     for folder in args.deposits:
         target_path = os.path.join(folder, "target.pt")
-        require_original(target_path, args.original)
         content, own_partition = read(target_path, "target")
+        require_original(content, target_path, original, args.original)
         if cut_after not in (None, content["split_at"]):
             raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
         cut_after = content["split_at"]

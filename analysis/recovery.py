@@ -6,7 +6,6 @@ and, as a reference that breaks the constraint, a few images of D_r on which T i
 files."""
 
 import copy
-import glob
 import io
 import os
 import tempfile
@@ -25,7 +24,7 @@ from datasets import batches, evaluation_batches, load_images
 from datasets.batches import pixels_of
 from models import losses
 from models.architectures import split_network
-from models.checkpoints import cut, load_network, read, read_deposit, require_original
+from models.checkpoints import cut, network_of, read, read_deposit, require_original
 from models.difference import decode, encode, quantise, shifted
 from models.recover import concat
 from utils.checkpoint import save_checkpoint
@@ -136,8 +135,8 @@ def finetuned(lower, upper, images, preserved, runtime):
 
 def png_bytes(images):
     """Bytes of the images of an ImageSet as PNG files."""
-    total, whole = 0, torch.arange(len(images))
-    for pixels in pixels_of(images.images, whole).permute(0, 2, 3, 1).cpu().numpy():
+    total = 0
+    for pixels in pixels_of(images.images, torch.arange(len(images))).permute(0, 2, 3, 1).cpu().numpy():
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "png", optimize=True)
         total += buffer.tell()
@@ -243,12 +242,14 @@ def recovery_rows(result):
 
 def main(args):
     runtime = Runtime.of(args)
-    original, partition = load_network(args.original)
+    content, partition = read(args.original, "original")
+    original = network_of(content, partition, args.original)
     points = []
     for folder in args.runs:
-        if not glob.glob(os.path.join(folder, "target.pt")):
+        target_path = os.path.join(folder, "target.pt")
+        if not os.path.exists(target_path):
             raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
-        require_original(os.path.join(folder, "target.pt"), args.original)
+        require_original(read(target_path, "target")[0], target_path, content, args.original)
         points.append(points_of(folder, copy.deepcopy(original), args, runtime))
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned_points(args.pruned)}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)

@@ -272,23 +272,24 @@ def measured(known, wanted, file, identity):
 
 
 def partition_of(args):
-    """(Partition whose deposit classes T has forgotten, architecture of T0)."""
+    """(Partition whose deposit classes T has forgotten, content of T0's file)."""
     content, partition = read(args.original, "original")
     manifests = {args.partition: read_partition(args.partition)} if args.partition else {}
     manifests.update({file: read(file, "retrained")[1] for file in args.retrained})
     draws = [partition.other_draw(other, file, args.original) for file, other in manifests.items()] or [partition]
     if len({draw.hash for draw in draws}) > 1:
         raise UserError(f"{', '.join(manifests)} are of different deposit classes: name files of one draw")
-    return draws[0], content["arch"]
+    return draws[0], content
 
 
-def refuse_other_draw(file, partition, original_path):
-    """Raise UserError when `file` is a target of ours that has forgotten other classes, or is of another T0."""
+def refuse_other_draw(file, partition, original, original_path):
+    """Raise UserError when `file` is a target of ours that has forgotten other classes, or is of another T0, whose file
+    holds `original`."""
     try:
         content = load_checkpoint(file, "target")
     except UserError:
         return  # a network made elsewhere
-    require_original(file, original_path)
+    require_original(content, file, original, original_path)
     if content["partition"]["hash"] != partition.hash:
         raise UserError(f"{file} has forgotten other classes than are measured: name R of its draw by --retrained, or "
                         f"its partition.json by --partition")
@@ -306,9 +307,10 @@ def compared(of_t, of_0, of_r):
 
 def main(args):
     runtime = Runtime.of(args)
-    partition, arch = partition_of(args)
+    partition, content = partition_of(args)
+    arch = content["arch"]
     for file in args.networks:
-        refuse_other_draw(file, partition, args.original)
+        refuse_other_draw(file, partition, content, args.original)
     settings = settings_of(args, leave_out=("networks", "original", "retrained", "partition", "data_dir", "device",
                                             "precision", "measures"),
                            partition=partition.hash, precision=runtime.precision)

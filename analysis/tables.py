@@ -49,17 +49,22 @@ def bank(paths):
     return bank_rows([load_json(path) for path in paths])
 
 
+def banks(paths):
+    """{bank: its draws} of files <bank>/bank<k>.json."""
+    found = {}
+    for path in paths:
+        found.setdefault(path.split(os.sep)[-2].replace("_", ", "), []).append(load_json(path))
+    return found
+
+
 def bank_settings(paths):
-    """Banks by another setting each, files <setting>/bank<k>.json: all states together."""
-    return {path.split(os.sep)[-2].replace("_", ", "): bank([path])["any"] for path in paths}
+    """Banks by another setting each: all states together."""
+    return {name: bank_rows(runs)["any"] for name, runs in banks(paths).items()}
 
 
 def bank_modules(paths):
-    """The same states with what is away withdrawn by the deposit modules, files <bank>/bank<k>.json: a column a bank."""
-    banks = {}
-    for path in paths:
-        banks.setdefault(path.split(os.sep)[-2].replace("_", ", "), []).append(load_json(path))
-    return module_rows(banks)
+    """The states of several banks with what is away withdrawn by the deposit modules: a column a bank."""
+    return module_rows(banks(paths))
 
 
 def recovery(paths):

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from datasets import evaluation_batches, load_images
-from models.checkpoints import load_network, require_original
+from models.checkpoints import load_network, read, require_original
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.files import save_json
@@ -86,8 +86,9 @@ def main(args):
     paths = {name: os.path.join(args.save_path, f"{name}.pt") for name in NETWORKS}
     if args.original is not None:
         paths["original"] = args.original
+    original, _ = read(paths["original"], "original")
     for name in ("target", "recover"):
-        require_original(paths[name], paths["original"])
+        require_original(read(paths[name], name)[0], paths[name], original, paths["original"])
     networks = {name: load_network(file) for name, file in paths.items()}
     partition = networks["recover"][1]
     for name, (_, other) in networks.items():

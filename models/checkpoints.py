@@ -56,10 +56,10 @@ def _deposit_module(tensors, content, partition, path):
     return lower.eval()
 
 
-def require_original(path, original_path):
-    """Raise UserError unless the target or recover file `path` stems from the T0 in `original_path`."""
-    stems_from = load_checkpoint(path, ("target", "recover"))["original"].split("/")[0]
-    if stems_from != load_checkpoint(original_path, "original")["checksum"]:
+def require_original(content, path, original, original_path):
+    """Raise UserError unless a target or recover file stems from the T0 of an original file; content, original: what
+    `read` gave of them."""
+    if content["original"].split("/")[0] != original["checksum"]:
         raise UserError(f"{path} was made from another original than {original_path}: name its own")
 
 

@@ -73,13 +73,14 @@ def encode(original, target, bits):
     """
     parts = []
     for name, tensor in _tensors(target):
-        rows = _rows(original[name].to("cpu", torch.float32) - tensor.to("cpu", torch.float32))
+        whole = _rows(original[name].to("cpu", torch.float32))
+        rows = whole - _rows(tensor.to("cpu", torch.float32))
         if not rows.isfinite().all():
             raise UserError(f"the weights '{name}' are not finite: train again with a lower --lr")
         width, largest = _levels(tensor, bits)
         numbers, scale = quantise(rows, largest)
         if name.endswith("running_var"):  # T's, which is T0's less D, must not become negative by the rounding
-            numbers = torch.minimum(numbers, (_rows(original[name].cpu().float()) / scale).nan_to_num(0).floor())
+            numbers = torch.minimum(numbers, (whole / scale).nan_to_num(0).floor())
         parts += [scale.contiguous().view(torch.uint8).flatten(),
                   pack((numbers.flatten() + largest).to(torch.int32), width)]
     return torch.cat(parts)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Table 1 on CIFAR-10: bash scripts/1_table1_cifar10.sh [seed ...]      (default: 0 1 2)
-# One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Stages that are done are skipped, a killed one resumes.
+# One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Stages that are done
+# are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
 #   WEIGHTS=file                 take the original from weights that others trained, with EPOCHS=0 as they are;
 #                                PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
@@ -30,8 +31,6 @@ flags_of() { # variant
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
 make_original "$SAVE/original"
-name=metrics.json
-if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
 for variant in $VARIANTS; do
     metrics=()
     for seed in "$@"; do
@@ -45,7 +44,7 @@ for variant in $VARIANTS; do
         # shellcheck disable=SC2046 # the flags are words
         train_deposit "$run" "$SAVE/original" "$seed" $(flags_of "$variant")
         withdraw "$run"
-        metrics+=("$run/$name")
+        metrics+=("$run/$(metrics_name)")
     done
     echo "$variant:"
     paper=none

@@ -30,8 +30,7 @@ train_student() { # student distillation teacher seed; the teacher's folder is n
         --epochs "$STUDENT_EPOCHS" --seed "$4"
 }
 
-name=metrics.json metrics=()
-if [ "$VAL_FRACTION" != 0 ]; then name=metrics_val.json; fi
+metrics=()
 make_original "$SAVE/original"
 for seed in "$@"; do
     retrain "$SAVE/retrained/seed$seed" "$seed" 0
@@ -49,6 +48,6 @@ for seed in "$@"; do
             done
         done
     done
-    metrics+=("$SAVE"/*_*/*/"seed$seed/$name")
+    metrics+=("$SAVE"/*_*/*/"seed$seed/$(metrics_name)")
 done
 python -m analysis.table3 --metrics "${metrics[@]}" --out "$SAVE/table3.md"

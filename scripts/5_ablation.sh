@@ -63,6 +63,4 @@ for seed in "$@"; do
         done
     done
 done
-split=test
-if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
-python -m analysis.ablation --runs "$SAVE" --eval_split "$split"
+python -m analysis.ablation --runs "$SAVE" --eval_split "$(measured_split)"

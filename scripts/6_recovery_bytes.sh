@@ -14,8 +14,6 @@ SAVE=${SAVE:-checkpoints/recovery_$ARCH}
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
-split=test name=metrics.json
-if [ "$VAL_FRACTION" != 0 ]; then split=val name=metrics_val.json; fi
 make_original "$SAVE/original"
 runs=() pruned=()
 for seed in "$@"; do
@@ -25,10 +23,10 @@ for seed in "$@"; do
             draw_partition "$run" "$seed"
             train_deposit "$run" "$SAVE/original" "$seed" --preset "$preset" --prune_ratio "$ratio"
             withdraw "$run"
-            pruned+=("$run/$name")
+            pruned+=("$run/$(metrics_name)")
         done
     done
     runs+=("$SAVE/paper_${RATIOS%% *}/seed$seed")
 done
 python -m analysis.recovery --runs "${runs[@]}" --original "$SAVE/original/original.pt" --data_dir "$DATA_DIR" \
-    --eval_split "$split" --pruned "${pruned[@]}" --out "$SAVE/recovery"
+    --eval_split "$(measured_split)" --pruned "${pruned[@]}" --out "$SAVE/recovery"

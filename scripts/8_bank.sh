@@ -27,7 +27,7 @@ if [ $((DEPOSITS * SIZE)) -gt "$classes" ]; then
     echo "DEPOSITS=$DEPOSITS SIZE=$SIZE are more than $classes classes: lower one" >&2
     exit 1
 fi
-make_original "$SAVE/original"
+train_original "$SAVE/original" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 for seed in "$@"; do
     # A line a deposit: its classes' numbers, drawn without repetition.
     drawn=$(python -c "import random, sys; classes, deposits, size, seed = map(int, sys.argv[1:])
@@ -41,10 +41,8 @@ for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$cla
         withdraw "$run"
         folders+=("$run")
     done
-    split=test
-    if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
     python -m analysis.bank --original "$SAVE/original/original.pt" --deposits "${folders[@]}" --data_dir "$DATA_DIR" \
-        --eval_split "$split" --out "$SAVE/bank$seed" ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
+        --eval_split "$(measured_split)" --out "$SAVE/bank$seed" ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
 done
 last=$SAVE/original/original.pt
 for n in $(seq 1 "${ROUNDS:-0}"); do

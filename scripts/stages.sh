@@ -34,8 +34,14 @@ train_deposit() { # folder, which has a partition, folder of the original, seed 
         --data_dir "$DATA_DIR" --seed "$3" ${DEPOSIT_FLAGS:-} "${@:4}"
 }
 
-withdraw() { # folder [flag ...]: measured on the test set or, with images held out, on those alone
-    local split=test
-    if [ "$VAL_FRACTION" != 0 ]; then split=val; fi
-    python "$ROOT/withdraw.py" --save_path "$1" --data_dir "$DATA_DIR" --eval_split "$split" "${@:2}"
+measured_split() { # the test set or, with images held out, those alone
+    if [ "$VAL_FRACTION" = 0 ]; then echo test; else echo val; fi
+}
+
+metrics_name() { # the file that holds that split's figures
+    if [ "$VAL_FRACTION" = 0 ]; then echo metrics.json; else echo metrics_val.json; fi
+}
+
+withdraw() { # folder [flag ...]
+    python "$ROOT/withdraw.py" --save_path "$1" --data_dir "$DATA_DIR" --eval_split "$(measured_split)" "${@:2}"
 }

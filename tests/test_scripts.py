@@ -122,9 +122,12 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
 def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_training(tmp_path):
     status, text, commands = run_shell("scripts/5_ablation.sh", SAVE=tmp_path, AXES=" ".join([*AXES, "colour"]))
     assert status == 1 and "'colour' is no axis" in text and commands == []
+    assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
+
+
+def test_r_without_an_epoch_is_refused_before_the_trials(tmp_path):
     status, text, commands = run_shell("scripts/9_methods.sh", SAVE=tmp_path, EPOCHS=0)
     assert status == 1 and "RETRAIN_EPOCHS" in text and commands == []
-    assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
