@@ -14,7 +14,7 @@ from models.checkpoints import describe
 from models.weights import imagenet_weights, load_weights, read_weights
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
-from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
+from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import count_correct, percent, record_independent, record_network
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
@@ -55,6 +55,8 @@ def get_args_parser():
     # --epochs 160 --schedule step --milestones 80 120
     add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1, least_epochs=0))
     add_running_args(parser)
+    parser.add_argument("--eval_every", type=bounded(int, 1), default=1,
+                        help="epochs from one logged accuracy to the next; the last epoch always has one")
     return parser
 
 
@@ -117,7 +119,8 @@ def main(args):
     kind, name, trained, head = SUBSETS[args.subset]
     classes = partition.classes(head)
     network, weights = initial_network(args, len(classes), partition.image_size)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision", "weights"),
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision", "weights",
+                                            "eval_every"),
                            partition=partition.hash, precision=runtime.precision, weights=weights)
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
@@ -144,7 +147,9 @@ def main(args):
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        training.end_epoch(epoch, {**values, f"{logged}_acc": percent(counts_on(logged))})
+        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+            values[f"{logged}_acc"] = percent(counts_on(logged))
+        training.end_epoch(epoch, values)
 
     if distributed.rank == 0:
         counts = {split: counts_on(split) for split in evaluation}

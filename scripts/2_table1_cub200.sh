@@ -10,7 +10,7 @@ export DATASET=cub200 EPOCHS=${EPOCHS:-150}
 export PARTITION_FLAGS="--image_size ${IMAGE_SIZE:-128} --download ${PARTITION_FLAGS:-}"
 # Thirty images a class: small batches for enough steps, a strong weight decay, a slow start.
 export ORIGINAL_FLAGS="--batch_size 32 --lr 0.04 --weight_decay 2e-3 --clip_norm 5
-    --warmup_epochs $((EPOCHS < 50 ? EPOCHS / 10 : 5)) ${ORIGINAL_FLAGS:-}"
+    --warmup_epochs $((EPOCHS < 50 ? EPOCHS / 10 : 5)) --eval_every 10 ${ORIGINAL_FLAGS:-}"
 # D_r has 1,800 images: small batches again, and T0's batch-norm statistics in lower_T. L_kp at CIFAR-10's weight leaves
 # L_kr no room.
 export DEPOSIT_FLAGS="--batch_size 32 --epochs 40 --bn_stats deposit --random_label preserved

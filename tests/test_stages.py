@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, scratch_flags, succeed, tensors_of
+from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, epochs_of, scratch_flags, succeed, tensors_of
 from fixtures import CLASSES, make_folder
 
 import train_deposit
@@ -162,6 +162,13 @@ def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(ch
     assert partition.deposit_classes == [0, 1, 2]
     ours, theirs = (json.loads((folder / "metrics.json").read_text())["original"] for folder in (run, save))
     assert ours["counts"] == theirs["counts"] and ours["dep_acc"] != theirs["dep_acc"]
+
+
+def test_accuracies_are_logged_as_often_as_asked_which_changes_nothing_else(chain, tmp_path):
+    succeed("train_scratch.py", *scratch_flags(chain, tmp_path, "--eval_every", "5"))
+    assert ["test_acc" in epoch for epoch in epochs_of(tmp_path / "original_log.jsonl")] == [False, True]
+    ours, theirs = tensors_of(tmp_path / "original.pt"), tensors_of(chain[0] / "original.pt")
+    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
 
 
 def test_independent_networks_know_their_own_classes_only(chain, tmp_path):
