@@ -14,7 +14,7 @@ from models.checkpoints import describe
 from models.weights import imagenet_weights, load_weights, read_weights
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
-from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, bounded, make_parser, path, run
+from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import count_correct, percent, record_independent, record_network
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
@@ -55,8 +55,6 @@ def get_args_parser():
     # --epochs 160 --schedule step --milestones 80 120
     add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1, least_epochs=0))
     add_running_args(parser)
-    parser.add_argument("--eval_every", type=bounded(int, 1), default=1,
-                        help="epochs from one logged accuracy to the next; the last epoch always has one")
     return parser
 
 
@@ -147,7 +145,7 @@ def main(args):
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+        if training.accuracy_is_due(epoch, args.eval_every):
             values[f"{logged}_acc"] = percent(counts_on(logged))
         training.end_epoch(epoch, values)
 

@@ -102,7 +102,8 @@ def main(args):
     content, partition = read(args.teacher, ("original", "target", "retrained"))
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, args.teacher)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "teacher", "partition", "device", "precision"),
+    settings = settings_of(args, leave_out=("save_path", "data_dir", "teacher", "partition", "device", "precision",
+                                            "eval_every"),
                            precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
     out = os.path.join(args.save_path, "student.pt")
     done = already_done(out, "student", "student", settings)
@@ -129,7 +130,8 @@ def main(args):
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
-        values.update({f"{logged}_{key}": value for key, value in accuracies(counts_on(logged), partition).items()})
+        if training.accuracy_is_due(epoch, args.eval_every):
+            values.update({f"{logged}_{key}": value for key, value in accuracies(counts_on(logged), partition).items()})
         training.end_epoch(epoch, values)
     counts = {split: counts_on(split) for split in evaluation}
     record(args, partition, content["kind"], counts)

@@ -125,6 +125,10 @@ class TrainingRun:
         shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
         print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
 
+    def accuracy_is_due(self, epoch, eval_every):
+        """Whether an epoch, counted from 0, logs accuracies: each eval_every-th and the last."""
+        return (epoch + 1) % eval_every == 0 or epoch + 1 == self.epochs
+
     def progress(self, batches, epoch, total):
         """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
         return tqdm(batches, total=total, desc=f"{self.stage} {epoch + 1}/{self.epochs}", leave=False,
