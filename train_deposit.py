@@ -121,6 +121,19 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     return {**meter.means(), **({"passes": 2} if moved else {})}
 
 
+def accuracies_of_target(lirf, images, original, partition, runtime):
+    """T's column of Table 1 on images of the logged split, for the log alone: the last epoch is what is kept. {} where
+    `images` is None."""
+    if images is None:
+        return {}
+    lirf.eval()
+    counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x))}, evaluation_batches(images, runtime.device),
+                      partition.num_classes)
+    split = partition.logged_split
+    figures = table1(counts["target"], partition, original.counts[split])
+    return {f"{'target' if split == 'test' else f'{split}_target'}_{name}": value for name, value in figures.items()}
+
+
 def read_original(args):
     """(Original, Partition of the deposit) that the flags name, checked before anything is written."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
@@ -182,12 +195,10 @@ def main(args):
         record_network(args.save_path, original.with_gone(partition), "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
-    logged = partition.logged_split
-    prefix = "target" if logged == "test" else f"{logged}_target"
 
     with distributed.rank_0_first():
         images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-        shown = load_if_there(partition, args.data_dir, logged, "no accuracies will be logged")
+        shown = load_if_there(partition, args.data_dir, partition.logged_split, "no accuracies will be logged")
     if args.images_per_class is not None:
         images = first_images(images, args.images_per_class, args.seed)
     images = images.to(runtime.device)
@@ -204,13 +215,7 @@ def main(args):
         if args.lambda_ms and moved is None:  # within an epoch, so that its seconds count
             moved = moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
-        if shown is not None:  # for the log alone: the last epoch is what is kept
-            lirf.eval()
-            counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x))},
-                              evaluation_batches(shown, runtime.device), partition.num_classes)
-            values.update({f"{prefix}_{name}": value for name, value in
-                           table1(counts["target"], partition, original.counts[logged]).items()})
-        training.end_epoch(epoch, values)
+        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
 
     if distributed.rank == 0:
         save_deposit(args, lirf, original, partition, settings)

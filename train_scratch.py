@@ -145,9 +145,7 @@ def main(args):
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        if training.accuracy_is_due(epoch, args.eval_every):
-            values[f"{logged}_acc"] = percent(counts_on(logged))
-        training.end_epoch(epoch, values)
+        training.end_epoch(epoch, values, lambda: {f"{logged}_acc": percent(counts_on(logged))}, args.eval_every)
 
     if distributed.rank == 0:
         counts = {split: counts_on(split) for split in evaluation}

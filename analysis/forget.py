@@ -17,7 +17,7 @@ from models.architectures import build_network
 from models.checkpoints import describe
 from train_deposit import first_images, read_original
 from utils.checkpoint import save_checkpoint
-from utils.cli import add_optimiser_args, add_running_args, make_parser, path, run
+from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.metrics import count_correct, metrics_path, percent, record_network, table1, write_metrics
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
@@ -28,9 +28,11 @@ CHECK_EVERY = 10  # steps between two looks at whether a method with a stop has 
 
 
 class Networks:
-    """T0 (frozen, eval mode), T, which starts as its copy, B with random weights, class ids, pixels' mean and std."""
+    """T0 (frozen, eval mode), T, which starts as its copy, B with random weights, class ids, pixels' mean and std, and
+    the weight of Spotter's cosine."""
 
-    def __init__(self, original, partition, runtime):
+    def __init__(self, original, partition, runtime, lambda_cosine=1.0):
+        self.lambda_cosine = lambda_cosine
         self.original = runtime.place(original.network).requires_grad_(False).eval()
         self.target = copy.deepcopy(self.original).requires_grad_(True)
         self.teacher = build_network(original.arch, partition.num_classes, partition.image_size)
@@ -108,8 +110,8 @@ def delete(net, x, y, generator):
 
 
 def spotter(net, x, y, generator):
-    """0.7 of DELETE's loss on x, 0.3 of it on x_a, and the mean cosine of the features of two images of one class (Ha
-    et al., ICML 2026, 2506.01318). x_a: three steps of 0.01 towards T0's best preserved class. The authors' code makes
+    """0.7 of DELETE's loss on x, 0.3 of it on x_a, and lambda_cosine times the mean cosine of the features of two images
+    of one class (Ha et al., ICML 2026, 2506.01318). x_a: three steps of 0.01 towards T0's best preserved class. The authors' code makes
     x_a once, steps away from the second-best class and clamps normalised pixels."""
     x_a = net.attacked(x, net.best_preserved(x), 0.03, 3, sign=-1)
     features = features_of(net.target, x)
@@ -117,7 +119,8 @@ def spotter(net, x, y, generator):
     unit = F.normalize(features.float(), dim=1)
     pairs = (y[:, None] == y).fill_diagonal_(False)
     cosine = ((unit @ unit.T) * pairs).sum() / pairs.sum().clamp_min(1)
-    return {"loss": 0.7 * kl + 0.3 * delete(net, x_a, y, generator)["loss"] + cosine, "cosine": cosine}
+    moved = delete(net, x_a, y, generator)["loss"]
+    return {"loss": 0.7 * kl + 0.3 * moved + net.lambda_cosine * cosine, "cosine": cosine}
 
 
 class Method(NamedTuple):
@@ -142,7 +145,8 @@ METHODS = {
     "boundary_shrink": Method("the preserved class across the nearest boundary", loss=boundary_shrink, passes=3),
     "bad_teacher": Method("a random network's answers", loss=bad_teacher),
     "delete": Method("T0's answers without the deposit classes", loss=delete),
-    "spotter": Method("delete, also on moved images, and features of a class spread", loss=spotter, passes=5),
+    "spotter": Method("delete, also on moved images, and features of a class spread", loss=spotter, passes=5,
+                      defaults={"epochs": 5, "bn_stats": "frozen"}),
 }
 
 
@@ -158,6 +162,7 @@ def get_args_parser():
                         help="; ".join(f"{name}: {m.help}" for name, m in METHODS.items()) + ". Sets its own defaults")
     parser.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
+    parser.add_argument("--lambda_cosine", type=bounded(float, 0), default=1.0, help="weight of spotter's cosine")
     # Five epochs for all methods, as LIRF takes two and the deep deposit three; their authors take 1 to 20. The limit of
     # the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
@@ -190,8 +195,8 @@ def train(net, images, held_out, figures, prefix, runtime, training, args):
             take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
             if (i + 1) % CHECK_EVERY == 0 and forgotten():
                 break
-        shown = {f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"}
-        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps, **shown})
+        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps}, lambda: {
+            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"})
 
 
 def main(args):
@@ -207,7 +212,7 @@ def main(args):
         load_images(partition, args.data_dir, split, partition.classes(subset)) for split, subset in (
             ("train", "deposit"), ("val" if partition.val_fraction else "train", "deposit"), (logged, "all")))
     shown = shown.to(runtime.device)
-    net = Networks(original, partition, runtime)
+    net = Networks(original, partition, runtime, args.lambda_cosine)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)

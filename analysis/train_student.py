@@ -127,12 +127,13 @@ def main(args):
     def counts_on(split):
         return count_correct(student, evaluation_batches(evaluation[split], runtime.device), len(classes))
 
-    logged = partition.logged_split  # for the log alone: the last epoch is what is kept
+    def logged():  # for the log alone: the last epoch is what is kept
+        split = partition.logged_split
+        return {f"{split}_{key}": value for key, value in accuracies(counts_on(split), partition).items()}
+
     for epoch in training.remaining_epochs():
         values = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
-        if training.accuracy_is_due(epoch, args.eval_every):
-            values.update({f"{logged}_{key}": value for key, value in accuracies(counts_on(logged), partition).items()})
-        training.end_epoch(epoch, values)
+        training.end_epoch(epoch, values, logged, args.eval_every)
     counts = {split: counts_on(split) for split in evaluation}
     record(args, partition, content["kind"], counts)
     save_checkpoint(out, "student", student.state_dict(), **describe(args.student, classes, partition),

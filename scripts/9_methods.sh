@@ -24,14 +24,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 cells() { # method: a line a trial, its name and its flags
-    local flag=lr values value bn
+    local values value other=bn_stats others="frozen updated" second
     case $1 in
         neg_grad) values="1e-5 1e-4 1e-3" ;;
         random_labels) values="3e-4 1e-3 1e-2" ;;
         boundary_shrink) values="5e-5 5e-4 5e-3" ;;
-        bad_teacher | spotter) values="1e-4 1e-3 1e-2" ;;
+        bad_teacher) values="1e-4 1e-3 1e-2" ;;
+        spotter) values="1e-4 1e-3 1e-2" other=lambda_cosine others="0.1 1" ;; # batch norm frozen, as published
         delete) values="3e-4 1e-3 3e-3" ;;
-        lirf) flag=lambda_kp values="5 10 20" ;;
+        lirf) values="0.01 0.03 0.01_lambda_kp10" ;;
         deep) values="0.02 0.05 0.1" ;;
         *)
             echo "METHODS: '$1' has no trials" >&2
@@ -39,7 +40,9 @@ cells() { # method: a line a trial, its name and its flags
             ;;
     esac
     for value in $values; do
-        for bn in frozen updated; do echo "$flag${value}_$bn --$flag $value --bn_stats $bn"; done
+        for second in $others; do
+            echo "lr${value}_$second --lr ${value/_lambda_kp/ --lambda_kp } --$other $second"
+        done
     done
 }
 

@@ -35,10 +35,10 @@ def compute_in_float64(killed_in=None):
     torch.Tensor.float = torch.Tensor.double
     end_epoch = TrainingRun.end_epoch
 
-    def end_or_die(self, epoch, figures):
+    def end_or_die(self, epoch, *more):
         if epoch + 1 == killed_in and distributed.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        end_epoch(self, epoch, figures)
+        end_epoch(self, epoch, *more)
 
     TrainingRun.end_epoch = end_or_die
 
@@ -123,8 +123,8 @@ def test_one_process_is_resumed_by_two(chain, tmp_path, monkeypatch, float64):
     succeed("train_scratch.py", *scratch_flags(chain, one, *ORIGINAL))
     end_epoch = TrainingRun.end_epoch
 
-    def stop(self, epoch, figures):
-        end_epoch(self, epoch, figures)
+    def stop(self, *epoch):
+        end_epoch(self, *epoch)
         raise KeyboardInterrupt(signal.SIGTERM)
 
     with monkeypatch.context() as patch:

@@ -66,10 +66,12 @@ def test_the_losses_of_the_other_methods_by_hand(net):
     net.original[-1].fc.weight.data *= 0.01
     assert forget.boundary_shrink(net, X, Y, None)["loss"].item() == pytest.approx(
         F.cross_entropy(z, torch.full((6,), 2)).item(), rel=1e-5)
-    terms, x_a = forget.spotter(net, X, Y, None), net.attacked(X, torch.full((6,), 2), 0.03, 3, sign=-1)
+    x_a = net.attacked(X, torch.full((6,), 2), 0.03, 3, sign=-1)
     cosines = [F.cosine_similarity(X[i].flatten(), X[j].flatten(), dim=0) for i in range(6) for j in range(6)
                if i != j and Y[i] == Y[j]]
-    expected = sum(cosines) / len(cosines) + sum(share * forget.delete(net, x, Y, None)["loss"]
+    net.lambda_cosine = 0.1
+    terms = forget.spotter(net, X, Y, None)
+    expected = 0.1 * sum(cosines) / len(cosines) + sum(share * forget.delete(net, x, Y, None)["loss"]
                                                  for share, x in ((0.7, X), (0.3, x_a)))
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -125,8 +127,8 @@ def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp
     succeed("analysis/forget.py", *forget_flags(chain, tmp_path / "whole", *flags))
     end_epoch = forget.TrainingRun.end_epoch
 
-    def stop_after_one(training, epoch, figures):
-        end_epoch(training, epoch, figures)
+    def stop_after_one(training, *epoch):
+        end_epoch(training, *epoch)
         raise UserError("stopped")
 
     with mock.patch.object(forget.TrainingRun, "end_epoch", stop_after_one):
@@ -218,7 +220,7 @@ def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
     for path in save.rglob("partition.json"):
         assert json.loads(path.read_text())["val_fraction"] == (0.1 if "trials" in path.parts else 0)
     frozen = [command for command in commands if str(save / "lirf" / "seed3") in command and "--bn_stats" in command]
-    assert len(frozen) == 1 and "--lambda_kp" in frozen[0]
+    assert len(frozen) == 1 and "--lr" in frozen[0]
     table = (save / "methods.md").read_text()
     assert all(f"| {name}" in table for name in ("T0", "R", "logit_mask", "pour_p", "lirf"))
     assert (save / "methods.png").stat().st_size > 5000

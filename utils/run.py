@@ -100,9 +100,13 @@ class TrainingRun:
         with open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def end_epoch(self, epoch, figures):
-        """Log an epoch's figures and save the state. Raises UserError when a figure or weight is not finite,
-        before the state of the last good epoch is overwritten."""
+    def end_epoch(self, epoch, figures, accuracies=dict, every=1):
+        """Log an epoch's figures and save the state. accuracies: gives further figures; it is called for each
+        `every`-th epoch and the last, and its time is none of the epoch's seconds. Raises UserError when a figure or
+        weight is not finite, before the state of the last good epoch is overwritten."""
+        seconds = round((datetime.datetime.now() - self._started).total_seconds(), 2)
+        if (epoch + 1) % every == 0 or epoch + 1 == self.epochs:
+            figures = {**figures, **accuracies()}
         tensors = {f"{m}.{name}": t for m, module in self._modules.items() for name, t in module.state_dict().items()}
         # the last step's update has met no loss yet; a sum in float64 is finite when all its terms are
         weights = {f"weight {name}": tensor.double().sum().item() for name, tensor in tensors.items()}
@@ -110,8 +114,7 @@ class TrainingRun:
         if distributed.rank > 0:
             return
         done = epoch + 1
-        record = {"epoch": done, **figures,
-                  "seconds": round((datetime.datetime.now() - self._started).total_seconds(), 2)}
+        record = {"epoch": done, **figures, "seconds": seconds}
         self._append(record)  # the log first: killed in between, the epoch runs again and its line is cut off
         for name, value in figures.items():
             if value is not None:
@@ -124,10 +127,6 @@ class TrainingRun:
         save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
         shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
         print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
-
-    def accuracy_is_due(self, epoch, eval_every):
-        """Whether an epoch, counted from 0, logs accuracies: each eval_every-th and the last."""
-        return (epoch + 1) % eval_every == 0 or epoch + 1 == self.epochs
 
     def progress(self, batches, epoch, total):
         """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
