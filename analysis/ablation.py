@@ -99,21 +99,21 @@ def draw(axis, rows, path):
 
 
 def found_axes(folder, split):
-    """{axis: metrics files of its runs and the default's} of the axes that were run, over the draws that every value
-    of them has. Raises UserError when there is none."""
-    name = "metrics.json" if split == "test" else f"metrics_{split}.json"
-    default = sorted(glob.glob(os.path.join(folder, "default", "seed*", name)))
-    own = {axis: sorted(glob.glob(os.path.join(folder, axis, "*", "seed*", name))) for axis in AXES}
-    axes = {axis: default + paths for axis, paths in own.items() if default and paths}
-    draws = {}
-    for path in sum(axes.values(), []):
-        value, seed = os.path.split(os.path.dirname(path))
-        draws.setdefault(value, set()).add(seed)
-    common = set.intersection(*draws.values()) if draws else set()
-    if not common:
-        raise UserError(f"{folder} holds no draw with a finished run of the default and of every value: run "
+    """{axis: metrics files of its runs and the default's} of the axes that were run, each over the draws that the
+    default and all its values have. Raises UserError when there is none."""
+    name, axes = "metrics.json" if split == "test" else f"metrics_{split}.json", {}
+    for axis in AXES:
+        draws = {}  # of each value
+        for value in ("default", os.path.join(axis, "*")):
+            for path in sorted(glob.glob(os.path.join(glob.escape(folder), value, "seed*", name))):
+                draws.setdefault(os.path.dirname(os.path.dirname(path)), {})[path.split(os.sep)[-2]] = path
+        common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
+        if common and len(draws) > 1 and os.path.join(folder, "default") in draws:
+            axes[axis] = [of_value[draw] for of_value in draws.values() for draw in common]
+    if not axes:
+        raise UserError(f"{folder} holds no draw with a finished run of the default and of every value of an axis: run "
                         f"scripts/5_ablation.sh")
-    return {axis: [path for path in paths if path.split(os.sep)[-2] in common] for axis, paths in axes.items()}
+    return axes
 
 
 def overview(folder, split):

@@ -1,5 +1,6 @@
 """Tables of scripts/9_methods.sh: the methods of forgetting, what each leaves of the deposit classes, and the figure of
-that beside the bytes that bring them back. With --choose, the cell of a grid at which a method is frozen."""
+that beside the bytes that bring them back, over the draws that all methods have. With --choose, the cell of a grid at
+which a method is frozen."""
 
 import glob
 import os
@@ -26,13 +27,13 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=path, default=None,
                         help="folder of <method>/seed<k>/*_residual_*.json; gets methods.md and methods.png")
-    parser.add_argument("--choose", type=path, default=None,
-                        help="folder of <cell>/target_residual_*.json: gets choice.md and, with the name of the cell "
-                             "that --rule chooses, choice.txt")
+    parser.add_argument("--choose", type=path, nargs="+", default=[],
+                        help="the cells of a grid, folders with target_residual_*.json: beside them go choice.md and, "
+                             "with the name of the cell that --rule chooses, choice.txt")
     parser.add_argument("--rule", choices=["A", "B", "deep"], default="A",
                         help="on held-out images. A: the highest H Mean; B: of Dep Acc up to 10, the least KL of T's "
                              "preserved answers from T0's on images of D_r, which asks no preserved image; deep: of H "
-                             f"Mean from {DEEP:.0f}, the least Dep of the probe")
+                             f"Mean from {DEEP:.0f}, the least Dep of the probe. Where no cell fits B or deep: A")
     return parser
 
 
@@ -42,21 +43,24 @@ def h_mean(measured, original):
     return harmonic_mean(answers.get("pre"), minus(original.get("answers", {}).get("dep"), answers.get("dep")))
 
 
-def choose(folder):
-    """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images. Of
-    equal cells the first name is chosen; a rule that no cell satisfies chooses none. Raises UserError when there is no
-    cell, when test images were measured, or when the cells are of several partitions or originals."""
+def choose(folders):
+    """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images, of
+    its cells' folders. Of equal cells the first name is chosen; a rule that no cell satisfies chooses none. Raises
+    UserError when a cell is not measured, when test images were measured, or when the cells are of several partitions
+    or originals."""
     cells, grounds = {}, set()
-    for name in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "target_residual_*.json"))):
-        record = load_json(name)
+    for folder in sorted(folders):
+        names = glob.glob(os.path.join(glob.escape(folder), "target_residual_*.json"))
+        if len(names) != 1:
+            raise UserError(f"{folder} holds {len(names)} files target_residual_*.json, where one is wanted: run "
+                            f"scripts/9_methods.sh")
+        record = load_json(names[0])
         grounds.add((record["settings"]["eval_split"], record["settings"]["partition"], record["original"]))
         found, original = record["measures"], record["reference"]["original"]
-        cells[name.split(os.sep)[-2]] = {**found["answers"], "h_mean": h_mean(found, original),
+        cells[os.path.basename(os.path.normpath(folder))] = {**found["answers"], "h_mean": h_mean(found, original),
                                          "kl": found["drift"]["kl"], "probe": found["probe"]["dep"]}
-    if not cells:
-        raise UserError(f"{folder} holds no cell with target_residual_*.json: run scripts/9_methods.sh")
     if len(grounds) > 1 or grounds.pop()[0] != "val":
-        raise UserError(f"the cells of {folder} were not all measured on the same held-out images: measure them with "
+        raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
                         f"--eval_split val, of one partition and T0")
     chosen = {}
     for rule, fits, cost in (("A", lambda c: True, lambda c: -c["h_mean"]),
@@ -83,14 +87,15 @@ def costs(folder):
 
 def rows_of(records):
     """({network: {figure: text or summary}}, {method: {measure: summary of rho}}) of {method: [residual record, a draw
-    each]}: means over draws, Pre / Dep of a measure of both. T0 and R are those that the records refer to."""
+    each]}: means over draws, Pre / Dep of a measure of both. T0 and R are those that the records refer to, once a draw;
+    a rho is "-" where that of a draw is not usable."""
     def text(figures):
         shown = ("pre", "dep") if "pre" in figures[0] else [next(iter(figures[0]))]
         return " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
 
-    every = [run for runs in records.values() for run in runs]
-    tables = {"T0": [run["reference"]["original"] for run in every],
-              "R": [figures for run in every for figures in run["reference"]["retrained"]],
+    references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
+    tables = {"T0": [reference["original"] for reference in references],
+              "R": [figures for reference in references for figures in reference["retrained"]],
               **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
     values = {name: {measure: text([run[measure] for run in runs]) for measure in runs[0]
                      if measure != "recovery" and all(measure in run for run in runs)}
@@ -102,12 +107,13 @@ def rows_of(records):
         values[method] = {"H Mean": summary(h_means), **values[method],
                           **{key: summary([of_run.get(key) for of_run in kept])
                              for key in ("bytes", "parameters", "seconds", "passes")}}
-        rhos[method] = {measure: summary([run["rho"].get(measure, {}).get("rho") for run in runs])
-                        for measure in runs[0]["rho"]}
+        rhos[method] = {measure: summary([None if found.get("usable") is False else found.get("rho") for found in (
+            run["rho"].get(measure, {}) for run in runs)]) for measure in runs[0]["rho"]}
         steps = [[of_network.get("relearn", {}).get("steps") for of_network in (
             run["measures"], *run["reference"]["retrained"])] for run in runs]
         if all(None not in of_run and len(of_run) > 1 for of_run in steps):
-            rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) for of_t, *of_r in steps])
+            rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) if any(of_r) else None
+                                                       for of_t, *of_r in steps])
     return values, rhos
 
 
@@ -138,14 +144,13 @@ def draw(records, out, measure="probe"):
 
 
 def main(args):
-    if (args.runs is None) == (args.choose is None):
+    if (args.runs is None) == (not args.choose):
         raise UserError("name either --runs or --choose")
     if args.choose:
         chosen, rows = choose(args.choose)
-        print_table(markdown(rows, "cell"), os.path.join(args.choose, "choice.md"))
-        if args.rule not in chosen:
-            raise UserError(f"no cell of {args.choose} satisfies rule {args.rule}: see choice.md there")
-        print_table(chosen[args.rule] + "\n", os.path.join(args.choose, "choice.txt"))
+        grid = os.path.dirname(os.path.normpath(args.choose[0]))
+        print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
+        print_table(chosen.get(args.rule, chosen["A"]) + "\n", os.path.join(grid, "choice.txt"))
         return
     records = {}
     for name in sorted(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json"))):
@@ -154,8 +159,13 @@ def main(args):
         of_draw = not os.path.exists(manifest) or read_partition(manifest).hash == record["settings"]["partition"]
         if "rho" in record and of_draw:  # neither R's nor of another draw
             records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
-    if not records:
-        raise UserError(f"{args.runs} holds no <method>/seed<k>/*_residual_*.json: run scripts/9_methods.sh")
+    common = set.intersection(*({run["settings"]["partition"] for run in runs} for runs in records.values())) \
+        if records else set()
+    if not common:
+        raise UserError(f"{args.runs} holds no draw with <method>/seed<k>/*_residual_*.json of every method that is "
+                        f"there: run scripts/9_methods.sh")
+    records = {method: [run for run in runs if run["settings"]["partition"] in common]
+               for method, runs in records.items()}
     print_tables(records, os.path.join(args.runs, "methods.md"))
     draw(records, os.path.join(args.runs, "methods.png"))
 

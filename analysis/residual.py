@@ -46,6 +46,7 @@ class Known:
     def __init__(self, network, partition, images, split_at, runtime, original=None):
         self.network, self.partition, self.images, self.runtime = runtime.place(network), partition, images, runtime
         self.parts, self.original = split_network(self.network, split_at), original or self
+        self.features = functools.cache(self.features)
 
     @functools.cached_property
     def opened(self):
@@ -57,7 +58,6 @@ class Known:
             bias[deposited] = bias[deposited].maximum(bias[self.partition.preserved_classes].min())
         return network
 
-    @functools.cache
     @torch.no_grad()
     def features(self, split):
         """{"cut": the feature map at the cut, pooled to 2 x 2 (n, 4c), "last": what the last layer reads (n, d),
@@ -114,13 +114,14 @@ def relearned(known, images_of, steps):
     ("dep_10") and before the first ("dep_0").
 
     The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on held-out
-    images: a fixed one favours networks with larger weights.
+    images: a fixed one favours networks with larger weights. Where Dep stays 0 at all of them, Pre decides.
     """
     def at(rate, draw, split):
         tuned = tune(known.opened, images_of(draw), steps[-1], rate, known.runtime, draw)
         return {step: known.accuracy(split, student) for step, student in tuned if step in steps}
 
-    rate = max(RATES, key=lambda rate: harmonic_mean(*at(rate, 0, "held_out")[steps[-1]].values()))
+    held_out = {rate: at(rate, 0, "held_out")[steps[-1]] for rate in RATES}
+    rate = max(RATES, key=lambda rate: (harmonic_mean(*held_out[rate].values()), held_out[rate]["pre"]))
     found = [at(rate, draw, "test") for draw in range(DRAWS)]
     return {**{name if step == steps[-1] else f"{name}_{step}": statistics.fmean(run[step][name] for run in found)
                for step in reversed(steps) for name in ("dep", "pre")},
@@ -258,10 +259,15 @@ def image_sets(partition, args, device):
 
 def measured(known, wanted, file, identity):
     """{**identity, "measures": {measure: figures}}, those of `wanted` added one by one to what `file` holds of the same
-    identity (checksums of the networks, the settings), so that a killed run goes on and T0 and R are measured once."""
+    identity (checksums of the networks, the settings), so that a killed run goes on and T0 and R are measured once. Of
+    other networks it begins anew. Raises UserError when it holds measures of the same ones at other settings."""
     record = load_json(file) if os.path.exists(file) else {}
-    if any(record.get(name) != value for name, value in identity.items()):
+    if any(record.get(name) != identity[name] for name in ("network", "original")):
         record = {**identity, "measures": {}}
+    for name, value in identity["settings"].items():
+        if record["settings"].get(name) != value:
+            raise UserError(f"{file} was measured with {name} {record['settings'].get(name)}, not {value}: measure "
+                            f"likewise, or move that file away")
     for name in wanted:
         if name not in record["measures"]:
             record["measures"][name] = figures = MEASURES[name](known)
@@ -283,13 +289,14 @@ def partition_of(args):
 
 
 def refuse_other_draw(file, partition, original, original_path):
-    """Raise UserError when `file` is a target of ours that has forgotten other classes, or is of another T0, whose file
-    holds `original`."""
+    """Raise UserError when `file` is a network of ours that has forgotten other classes, or is made of another T0 than
+    that whose file holds `original`."""
     try:
-        content = load_checkpoint(file, "target")
+        content = load_checkpoint(file, ("target", "recover", "retrained"))
     except UserError:
         return  # a network made elsewhere
-    require_original(content, file, original, original_path)
+    if "original" in content:
+        require_original(content, file, original, original_path)
     if content["partition"]["hash"] != partition.hash:
         raise UserError(f"{file} has forgotten other classes than are measured: name R of its draw by --retrained, or "
                         f"its partition.json by --partition")

@@ -36,14 +36,15 @@ def get_args_parser():
 
 def _place(path):
     """(student and distillation, teacher) of a metrics file."""
-    found = re.search(r"(\w+)_(none|logits|attention)/(original|retrained|lambda_at_[\d.e-]+)/seed\d+/[^/]+$",
+    found = re.search(r"(\w+)_(none|logits|attention)/(original|retrained|lambda_at_[\d.e+-]+)/seed\d+/[^/]+$",
                       path.replace(os.sep, "/"))
     if found is None:
         raise UserError(f"{path} does not lie in <student>_<distillation>/<teacher>/seed<k>/")
     student, distillation, folder = found.groups()
-    weight = folder.removeprefix("lambda_at_")
-    teacher = {"original": TEACHERS[0], "retrained": TEACHERS[3]}.get(
-        folder, TEACHERS[1] if weight == "0" else f"{TEACHERS[2]} ({weight})")
+    teacher = {"original": TEACHERS[0], "retrained": TEACHERS[3]}.get(folder)
+    if teacher is None:
+        weight = folder.removeprefix("lambda_at_")
+        teacher = TEACHERS[1] if float(weight) == 0 else f"{TEACHERS[2]} ({weight})"
     return f"{STUDENTS.get(student, student)}, {distillation.replace('none', 'labels alone')}", teacher
 
 

@@ -6,6 +6,12 @@
 #   DATA_DIR=data                holds CUB_200_2011/ or CUB_200_2011.tgz, or gets the download (1.1 GB)
 # and the other variables of script 1.
 set -euo pipefail
+case ${VARIANTS:-} in
+    *authors* | *ours*)
+        echo "VARIANTS: script 2's own flags would win over those of --preset authors and ours" >&2
+        exit 1
+        ;;
+esac
 export DATASET=cub200 EPOCHS=${EPOCHS:-150}
 export PARTITION_FLAGS="--image_size ${IMAGE_SIZE:-128} --download ${PARTITION_FLAGS:-}"
 # Thirty images a class: small batches for enough steps, a strong weight decay, a slow start.

@@ -3,31 +3,35 @@
 # the preserved classes:
 #   bash scripts/3_table3_transferability.sh [seed ...]      (default: 0 1 2)
 # One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
-#   ARCH=resnet18 EPOCHS=30      network and length of the original's training, and of R's; WEIGHTS as in script 1
-#   RETRAIN_EPOCHS=$EPOCHS       length of R's training; R is script 9's retrained_0/, which can be copied to retrained/
+#   ARCH=resnet18 EPOCHS=30      network and length of the original's training; WEIGHTS as in script 1
+#   RETRAIN_EPOCHS RETRAIN_FLAGS      R's training, T0's unless that is of WEIGHTS; R is script 9's retrained_0/, which
+#                                can be copied to retrained/
 #   LAMBDA_AT="0 100"            weights of L_at, a target network T each
 #   STUDENTS="cnn resnet18"      students, each distilled by logits and by attention, and once trained by labels alone
-#   STUDENT_EPOCHS=30            length of each student's training
+#   STUDENT_EPOCHS=30            length of each student's training; STUDENT_FLAGS: further flags of it
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/table3_$ARCH
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
-STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30} RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS}
+STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
+require_retrain_epochs
 
 train_student() { # student distillation teacher seed; the teacher's folder is named by what it is
-    local file=$SAVE/$3/seed$4/target.pt
+    local run=$SAVE/$1_$2/$3/seed$4 file=$SAVE/$3/seed$4/target.pt
     case $3 in
         original) file=$SAVE/original/original.pt ;;
         retrained) file=$SAVE/retrained/seed$4/retrained.pt ;;
     esac
-    python -m analysis.train_student --save_path "$SAVE/$1_$2/$3/seed$4" --teacher "$file" --data_dir "$DATA_DIR" \
+    # shellcheck disable=SC2086 # flags are words
+    python -m analysis.train_student --save_path "$run" --teacher "$file" --data_dir "$DATA_DIR" \
         --partition "$SAVE/retrained/seed$4/partition.json" --student "$1" --distillation "$2" \
-        --epochs "$STUDENT_EPOCHS" --seed "$4"
+        --epochs "$STUDENT_EPOCHS" --seed "$4" ${STUDENT_FLAGS:-}
+    metrics+=("$run/$(metrics_name)")
 }
 
 metrics=()
@@ -48,6 +52,5 @@ for seed in "$@"; do
             done
         done
     done
-    metrics+=("$SAVE"/*_*/*/"seed$seed/$(metrics_name)")
 done
 python -m analysis.table3 --metrics "${metrics[@]}" --out "$SAVE/table3.md"

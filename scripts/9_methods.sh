@@ -4,10 +4,12 @@
 #   bash scripts/9_methods.sh [seed ...]      (default: 0 1 2) the reported runs, after the trials
 # Each trained method has six trials on a draw that is not reported, with a tenth of the training images held out. The
 # one of the highest H Mean on those (deep: of the least probe at H Mean 91) is frozen, $SAVE/trials/<method>/choice.txt,
-# and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one resumes.
+# and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one resumes. The tables are of the draws
+# that all methods in $SAVE have.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1: then T0 has seen
 #                                the held-out images, which the tables must say
-#   RETRAINED="0 1"              seeds of R for each draw, trained for RETRAIN_EPOCHS=$EPOCHS; two or more give a spread
+#   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread. R is trained as T0 is or, of
+#                                WEIGHTS, for RETRAIN_EPOCHS with RETRAIN_FLAGS
 #   METHODS="neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep"      those with trials
 #   MEASURES=""                  of analysis.residual; unset: all
 #   DATASET=cifar10 DATA_DIR=data TRIAL_SEED=10
@@ -17,11 +19,18 @@
 # shellcheck disable=SC2086 # flags are words
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} TRIAL_SEED=${TRIAL_SEED:-10}
-ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$EPOCHS}
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1}
 METHODS=${METHODS:-neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
+if [ "$1" != trials ]; then require_retrain_epochs; fi
+case " $* " in
+    *" $TRIAL_SEED "*)
+        echo "the draw of seed $TRIAL_SEED chooses the settings: report others, or set TRIAL_SEED" >&2
+        exit 1
+        ;;
+esac
 
 cells() { # method: a line a trial, its name and its flags
     local values value other=bn_stats others="frozen updated" second
@@ -57,9 +66,7 @@ make_target() { # method folder folder of the original, seed [flag ...]
 }
 
 chosen() { # method: the flags of its frozen trial
-    local name
-    name=$(cat "$SAVE/trials/$1/choice.txt")
-    cells "$1" | while read -r cell flags; do if [ "$cell" = "$name" ]; then echo "$flags"; fi; done
+    cells "$1" | sed -n "s/^$(cat "$SAVE/trials/$1/choice.txt") //p"
 }
 
 for method in $METHODS; do cells "$method" > /dev/null; done
@@ -67,17 +74,20 @@ for method in $METHODS; do cells "$method" > /dev/null; done
 VAL_FRACTION=0.1
 make_original "$SAVE/trials/original" "$TRIAL_SEED"
 for method in $METHODS; do
-    targets=()
+    runs=()
     while read -ra words; do
         run=$SAVE/trials/$method/${words[0]}
-        make_target "$method" "$run" "$SAVE/trials/original" "$TRIAL_SEED" "${words[@]:1}"
-        targets+=("$run/target.pt")
+        if make_target "$method" "$run" "$SAVE/trials/original" "$TRIAL_SEED" "${words[@]:1}"; then
+            runs+=("$run")
+        else # of a rate that is too high, say
+            echo "$run is left out of the trials" >&2
+        fi
     done < <(cells "$method")
-    python -m analysis.residual --networks "${targets[@]}" --original "$SAVE/trials/original/original.pt" \
+    python -m analysis.residual --networks "${runs[@]/%//target.pt}" --original "$SAVE/trials/original/original.pt" \
         --data_dir "$DATA_DIR" --eval_split val --measures answers drift probe
     rule=A
     if [ "$method" = deep ]; then rule=deep; fi
-    python -m analysis.methods --choose "$SAVE/trials/$method" --rule "$rule"
+    python -m analysis.methods --choose "${runs[@]}" --rule "$rule"
 done
 if [ "$1" = trials ]; then exit; fi
 
@@ -100,10 +110,10 @@ for seed in "$@"; do
     python -m analysis.residual --networks "${targets[@]}" --original "$SAVE/original/original.pt" \
         --retrained "${retrained[@]}" --data_dir "$DATA_DIR" ${MEASURES:+--measures $MEASURES}
 done
+python -m analysis.methods --runs "$SAVE"
 for method in lirf deep; do
     case " $METHODS " in *" $method "*)
-        python -m analysis.robustness --runs "$SAVE/$method"/seed* --data_dir "$DATA_DIR" \
+        python -m analysis.robustness --runs "${@/#/$SAVE/$method/seed}" --data_dir "$DATA_DIR" \
             --out "$SAVE/robustness_$method.md" ;;
     esac
 done
-python -m analysis.methods --runs "$SAVE"

@@ -4,10 +4,15 @@
 # shellcheck disable=SC2086 # these are words
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-if [ "${RETRAIN_EPOCHS:-1}" = 0 ]; then
-    echo "RETRAIN_EPOCHS: R is trained from scratch; with EPOCHS=0 give its epochs, as in RETRAIN_EPOCHS=60" >&2
-    exit 1
-fi
+for seed in "$@"; do
+    case $seed in
+        trials) ;; # of script 9
+        *[!0-9]*)
+            echo "'$seed' is no seed: name numbers, as in 0 1 2" >&2
+            exit 1
+            ;;
+    esac
+done
 
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
     python "$ROOT/partition_data.py" --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \
@@ -24,9 +29,18 @@ make_original() { # folder [seed of its partition]: T0 serves every draw, so tha
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
 
-retrain() { # folder seed of the draw, seed: R, trained from scratch for RETRAIN_EPOCHS
+retrain() { # folder seed of the draw, seed: R, trained from scratch as T0 or, where that is of WEIGHTS, as is said
     draw_partition "$1" "$2"
-    EPOCHS=$RETRAIN_EPOCHS train_original "$1" "$3" --subset retrain
+    EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} \
+        train_original "$1" "$3" --subset retrain --seed "$3"
+}
+
+require_retrain_epochs() { # R's training is known before anything begins
+    RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$([ -n "${WEIGHTS:-}" ] || echo "$EPOCHS")}
+    if [ "${RETRAIN_EPOCHS:-0}" = 0 ]; then
+        echo "RETRAIN_EPOCHS: R is trained from scratch; with WEIGHTS give its epochs, as in RETRAIN_EPOCHS=60" >&2
+        exit 1
+    fi
 }
 
 train_deposit() { # folder, which has a partition, folder of the original, seed [flag ...]

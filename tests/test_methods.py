@@ -197,13 +197,16 @@ def test_a_cell_is_chosen_on_held_out_images(tmp_path):
         record = {"measures": measures, "reference": {"original": original}, "original": "0",
                   "settings": {"eval_split": "val", "partition": "1"}}
         (tmp_path / cell / "target_residual_0.json").write_text(json.dumps(record))
-    assert methods.choose(str(tmp_path))[0] == {"A": "b", "B": "c", "deep": "c"}
-    succeed("analysis/methods.py", "--choose", tmp_path, "--rule", "B")
+    folders = [str(tmp_path / cell) for cell in cells]
+    assert methods.choose(folders)[0] == {"A": "b", "B": "c", "deep": "c"}
+    succeed("analysis/methods.py", "--choose", *folders, "--rule", "B")
     assert (tmp_path / "choice.txt").read_text() == "c\n" and "B, deep" in (tmp_path / "choice.md").read_text()
-    assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path / "a")
+    succeed("analysis/methods.py", "--choose", folders[3], "--rule", "deep")  # which no cell fits
+    assert (tmp_path / "choice.txt").read_text() == "d\n"
+    assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path)
     record["settings"]["eval_split"] = "test"
     (tmp_path / "d" / "target_residual_0.json").write_text(json.dumps(record))
-    assert "not all measured on the same held-out" in fail("analysis/methods.py", "--choose", tmp_path)
+    assert "not all measured on the same held-out" in fail("analysis/methods.py", "--choose", *folders)
 
 
 def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
@@ -212,6 +215,7 @@ def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
                                    "analysis/robustness.py": ["--steps", "0", "1"]}
     variables = {"ARCH": "resnet8", "EPOCHS": 1, "ORIGINAL_FLAGS": "--batch_size 16", "DATA_DIR": images, "SAVE": save,
                  "MEASURES": "answers means recovery"}
+    (save / "lirf" / "seed4").mkdir(parents=True)  # a draw that was begun
     for word in ("trials", 3):
         status, text, commands = run_shell("scripts/9_methods.sh", word, **variables, METHODS="lirf", flags=small)
         assert status == 0, text

@@ -133,8 +133,35 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     succeed("analysis/methods.py", "--runs", networks)
     table = (networks / "methods.md").read_text()
     assert "| mine" in table and "| lirf" in table and "H Mean" in table and " / " in table
-    rows, _ = methods.rows_of({"mine": [of_mine]})
-    assert list(rows) == ["T0", "R", "mine"]
+    rows, rhos = methods.rows_of({"mine": [of_mine]})
+    usable = next(name for name, figures in of_mine["rho"].items() if figures["usable"])
+    assert list(rows) == ["T0", "R", "mine"] and rhos["mine"][usable]["mean"] == 1
+    of_mine["rho"][usable]["usable"] = False
+    other = {**of_mine, "settings": {"partition": "another draw"},
+             "reference": {"original": {"answers": {"dep": 0.0, "pre": 0.0}}, "retrained": []}}
+    rows, rhos = methods.rows_of({"mine": [of_mine], "theirs": [of_mine], "lirf": [other]})
+    before, answers = of_mine["measures"]["answers"], rows["T0"]["answers"].split(" / ")  # a draw counts once
+    assert answers == [f"{before[key] / 2:.4g}" for key in ("pre", "dep")] and rhos["mine"][usable] is None
+    assert "was measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, "--original",
+                                                     networks / "original/original.pt", "--retrained",
+                                                     networks / "retrained_0/retrained.pt", "--data_dir",
+                                                     networks / "images", *WITHDRAW)
+
+
+def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, monkeypatch):
+    """At a rate of 1e4 the network names one class for all images."""
+    _, partition = load_network(str(networks / "original/original.pt"))
+    images = residual.image_sets(partition, SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0),
+                                 "cpu")
+    network = load_network(str(networks / "retrained_0/retrained.pt"))[0]
+    with torch.no_grad():
+        network[-1].fc.bias[partition.deposit_classes] = -1000.0
+    known = residual.Known(network, partition, images, None, residual.Runtime("cpu", "fp32"))
+    monkeypatch.setattr(residual.Known, "opened", network)
+    monkeypatch.setattr(residual, "RATES", (1e4, 1e-6))
+    monkeypatch.setattr(residual, "KEPT_STEPS", (2,))
+    found = residual.preserved_only(known)
+    assert found["dep"] == 0 and found["lr"] == 1e-6
 
 
 def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
@@ -150,7 +177,10 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     assert "other classes than are measured" in fail(
         "analysis/residual.py", "--networks", networks / "lirf/seed0/target.pt", "--partition",
         tmp_path / "partition.json", *flags)
-    assert "holds no <method>" in fail("analysis/methods.py", "--runs", tmp_path)
+    retrained = networks / "retrained_0/retrained.pt"
+    assert "other classes than are measured" in fail("analysis/residual.py", "--networks", retrained, "--partition",
+                                                     tmp_path / "partition.json", *flags)
+    assert "holds no draw" in fail("analysis/methods.py", "--runs", tmp_path)
 
 
 def test_held_out_images_are_none_of_those_fitted_on(networks):

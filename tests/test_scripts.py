@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, fail, rewrite, run_shell, succeed
 from fixtures import make_folder
 
+from analysis import ablation
 from analysis.ablation import AXES
 from analysis.bank import states_of
 from datasets import evaluation_batches, load_images
@@ -110,8 +111,12 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
     assert [row.split("|")[1].strip() for row in rows[2:]] == [f"{title}: {n}" for n in range(1, 6)]
     assert (runs / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert sum(command[0].endswith("train_scratch.py") for command in commands) == 1  # one original for all
-    # a draw that the other values lack is left out
+    # a draw that the other values of its axis lack is left out, whatever other axes have
     shutil.copytree(runs / "classes" / "1" / "seed0", runs / "classes" / "1" / "seed1")
+    shutil.copytree(runs / "default" / "seed0", runs / "default" / "seed2")
+    shutil.copytree(runs / "default" / "seed0", runs / "epochs" / "1" / "seed2")
+    assert set(ablation.found_axes(str(runs), "val")) == {"classes", "epochs"}
+    shutil.rmtree(runs / "epochs")
     # the same table from what is kept of the runs
     finished("collect", runs, records)
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
@@ -125,19 +130,24 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
-def test_r_without_an_epoch_is_refused_before_the_trials(tmp_path):
-    status, text, commands = run_shell("scripts/9_methods.sh", SAVE=tmp_path, EPOCHS=0)
-    assert status == 1 and "RETRAIN_EPOCHS" in text and commands == []
+@pytest.mark.parametrize("script, arguments, variables, message", [
+    ("9_methods", [], {"EPOCHS": 0}, "RETRAIN_EPOCHS"), ("3_table3_transferability", [], {"WEIGHTS": "x"}, "RETRAIN_EPOCHS"),
+    ("9_methods", [1, 10], {}, "draw of seed 10 chooses"), ("5_ablation", [0, "resnet18"], {}, "'resnet18' is no seed"),
+    ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
+def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
+                                                                               message):
+    status, text, commands = run_shell(f"scripts/{script}.sh", *arguments, SAVE=tmp_path, **variables)
+    assert status == 1 and message in text and commands == []
 
 
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
     finished("6_recovery_bytes", 0, **TINY, DATA_DIR=images, SAVE=tmp_path, RATIOS="0.51 0.75")
     table = (tmp_path / "recovery.md").read_text()
     for form in ("difference, 2 bits", "difference, largest 5%", "difference, rank 10%", "T_r rounded, 8 bits",
-                 "T_r of ours, pruned 0.75", "T0 whole, 8 bits", "125 images a class (trains)"):
+                 "T_r of ours, pruned 0.75", "lower part of T0, 8 bits", "1 images a class (trains)"):
         assert f"| {form}" in table
     points = json.loads((tmp_path / "recovery.json").read_text())["points"][0]
-    assert points["T0 whole, 32 bits"]["above"] == 0
+    assert points["T0 whole, 32 bits"]["above"] == 0 and "125 images a class (trains)" not in points  # of so few
     sizes = [points[f"difference, {bits} bits"]["bytes"] for bits in (2, 3, 4, 6, 8, 16)]
     assert sizes == sorted(sizes) and sizes[-1] < points["T0 whole, 32 bits"]["bytes"]
     assert (tmp_path / "recovery.png").read_bytes().startswith(b"\x89PNG")
