@@ -85,18 +85,22 @@ def costs(folder):
     return {}
 
 
+def measures_of(records):
+    """{network: [its measures, a draw each]} of the methods, of T0 and R, which stand there once a draw."""
+    references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
+    return {"T0": [reference["original"] for reference in references],
+            "R": [figures for reference in references for figures in reference["retrained"]],
+            **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
+
+
 def rows_of(records):
     """({network: {figure: text or summary}}, {method: {measure: summary of rho}}) of {method: [residual record, a draw
-    each]}: means over draws, Pre / Dep of a measure of both. T0 and R are those that the records refer to, once a draw;
-    a rho is "-" where that of a draw is not usable."""
+    each]}: means over draws, Pre / Dep of a measure of both. A rho is "-" where that of a draw is not usable."""
     def text(figures):
         shown = ("pre", "dep") if "pre" in figures[0] else [next(iter(figures[0]))]
         return " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
 
-    references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
-    tables = {"T0": [reference["original"] for reference in references],
-              "R": [figures for reference in references for figures in reference["retrained"]],
-              **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
+    tables = measures_of(records)
     values = {name: {measure: text([run[measure] for run in runs]) for measure in runs[0]
                      if measure != "recovery" and all(measure in run for run in runs)}
               for name, runs in tables.items() if runs}
@@ -115,6 +119,35 @@ def rows_of(records):
             rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) if any(of_r) else None
                                                        for of_t, *of_r in steps])
     return values, rhos
+
+
+def forgetting_rows(records):
+    """{network: {figure: summary}} of what `records_of` gives: a row for T0, R and each method."""
+    rows = {name: {title: summary([measures["answers"][key] for measures in runs])
+                   for key, title in (("pre", "Pre"), ("dep", "Dep"))} for name, runs in measures_of(records).items()}
+    for method, runs in records.items():
+        rows[method]["H Mean"] = summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
+        for key, title in (("seconds", "seconds"), ("passes", "passes over D_r")):
+            rows[method][title] = summary([run["costs"].get(key) for run in runs])
+    return rows
+
+
+def records_of(names):
+    """{method: [residual record and its "costs", a draw each]} of files <method>/seed<k>/*_residual_*.json, over the
+    draws that all methods have. Raises UserError when there is none."""
+    records = {}
+    for name in sorted(names):
+        record, folder = load_json(name), os.path.dirname(name)
+        manifest = os.path.join(folder, "partition.json")
+        of_draw = not os.path.exists(manifest) or read_partition(manifest).hash == record["settings"]["partition"]
+        if "rho" in record and of_draw:  # neither R's nor of another draw
+            records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
+    draws = [{run["settings"]["partition"] for run in runs} for runs in records.values()]
+    common = set.intersection(*draws) if draws else set()
+    if not common:
+        raise UserError("there is no draw with <method>/seed<k>/*_residual_*.json of every method that is there: run "
+                        "scripts/9_methods.sh")
+    return {method: [run for run in runs if run["settings"]["partition"] in common] for method, runs in records.items()}
 
 
 def print_tables(records, out=None):
@@ -152,20 +185,7 @@ def main(args):
         print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
         print_table(chosen.get(args.rule, chosen["A"]) + "\n", os.path.join(grid, "choice.txt"))
         return
-    records = {}
-    for name in sorted(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json"))):
-        record, folder = load_json(name), os.path.dirname(name)
-        manifest = os.path.join(folder, "partition.json")
-        of_draw = not os.path.exists(manifest) or read_partition(manifest).hash == record["settings"]["partition"]
-        if "rho" in record and of_draw:  # neither R's nor of another draw
-            records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
-    common = set.intersection(*({run["settings"]["partition"] for run in runs} for runs in records.values())) \
-        if records else set()
-    if not common:
-        raise UserError(f"{args.runs} holds no draw with <method>/seed<k>/*_residual_*.json of every method that is "
-                        f"there: run scripts/9_methods.sh")
-    records = {method: [run for run in runs if run["settings"]["partition"] in common]
-               for method, runs in records.items()}
+    records = records_of(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json")))
     print_tables(records, os.path.join(args.runs, "methods.md"))
     draw(records, os.path.join(args.runs, "methods.png"))
 

@@ -133,6 +133,10 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     succeed("analysis/methods.py", "--runs", networks)
     table = (networks / "methods.md").read_text()
     assert "| mine" in table and "| lirf" in table and "H Mean" in table and " / " in table
+    rows = methods.forgetting_rows(methods.records_of(map(str, networks.glob("*/seed0/*_residual_*.json"))))
+    assert list(rows) == ["T0", "R", "lirf", "mine"] and rows["R"]["Pre"]["n"] == 2 > rows["lirf"]["Pre"]["n"]
+    assert rows["lirf"]["passes over D_r"]["mean"] == 2 and rows["mine"]["seconds"] is None
+    assert rows["mine"]["Dep"]["mean"] == pytest.approx(of_mine["measures"]["answers"]["dep"], abs=1e-4)
     rows, rhos = methods.rows_of({"mine": [of_mine]})
     usable = next(name for name, figures in of_mine["rho"].items() if figures["usable"])
     assert list(rows) == ["T0", "R", "mine"] and rhos["mine"][usable]["mean"] == 1
@@ -180,7 +184,7 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     retrained = networks / "retrained_0/retrained.pt"
     assert "other classes than are measured" in fail("analysis/residual.py", "--networks", retrained, "--partition",
                                                      tmp_path / "partition.json", *flags)
-    assert "holds no draw" in fail("analysis/methods.py", "--runs", tmp_path)
+    assert "there is no draw" in fail("analysis/methods.py", "--runs", tmp_path)
 
 
 def test_held_out_images_are_none_of_those_fitted_on(networks):
