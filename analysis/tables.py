@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
+from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.tsne import NETWORKS
@@ -83,6 +84,27 @@ def tsne(paths):
     return rows
 
 
+def methods(paths):
+    """Methods of forgetting, over draws, from what analysis.residual wrote: what they forget and what they cost."""
+    return forgetting_rows(records_of(paths))
+
+
+SHOWN = {"probe": "probe", "probe_cut": "probe at the cut", "means": "class means", "told": "told (AUC)",
+         "named": "named"}
+
+
+def residual(paths):
+    """What networks still tell of the deposit classes: the first figure of the measures SHOWN."""
+    return {name: {title: summary([next(iter(measures[key].values())) for measures in runs])
+                   for key, title in SHOWN.items()} for name, runs in measures_of(records_of(paths)).items()}
+
+
+def rhos(paths):
+    """The same relative to T0 and R."""
+    _, found = rows_of(records_of(paths))
+    return {method: {title: rho[key] for key, title in SHOWN.items()} for method, rho in found.items()}
+
+
 def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
     """The command of a script whose original is a published network."""
     weights = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}[arch]
@@ -130,6 +152,10 @@ TABLES = {
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/recovery.json", recovery, "kept beside T",
                                "*/seed*/deposit_log.jsonl"),
+    **{name: Table("CIFAR-10, test set, draw of seed 0",
+                   published("resnet20", "9_methods.sh 0", 'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" '),
+                   "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
+       for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),
