@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from utils.errors import UserError
 
@@ -53,23 +54,6 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, ::self.stride, ::self.stride], self.padding)
 
 
-class CifarBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters."""
-
-    def __init__(self, in_channels, out_channels, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else PaddedShortcut(in_channels, out_channels, stride)
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
-
-
 def _cifar_resnet(depth):
     """ResNet of depth 6n + 2 for 32x32 images: three layers of n blocks, 16, 32 and 64 channels
     (He et al., 2016, section 4.2)."""
@@ -79,11 +63,10 @@ def _cifar_resnet(depth):
         stem = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False),
                                          bn1=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True)))
         for width, stride in ((16, 1), (32, 2), (64, 2)):
-            blocks = []
-            for i in range(n):
-                blocks.append(CifarBlock(channels, width, stride if i == 0 else 1))
-                channels = width
-            layers.append(nn.Sequential(*blocks))
+            shortcut = PaddedShortcut(channels, width, stride) if width > channels else None
+            first = BasicBlock(channels, width, stride, shortcut)
+            layers.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range(n - 1))))
+            channels = width
         net = _stages(stem, layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(64, num_classes)))
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
