@@ -2,7 +2,7 @@
 
 from datasets.partition import Partition
 from models.architectures import ARCHITECTURES, build_network, split_network
-from models.pruning import shape_like
+from models.pruning import narrow_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
 from utils.errors import UserError
@@ -45,15 +45,15 @@ def read_deposit(path, target_path, content, partition):
     if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
                         f"deposit")
-    return _deposit_module(deposit["tensors"], content, partition, path)
-
-
-def _deposit_module(tensors, content, partition, path):
-    """T_r, whose pruned widths are those of its tensors, in eval mode."""
-    full = build_network(content["arch"], partition.num_classes, partition.image_size)
-    lower, _ = split_network(full, content["split_at"])
-    load_into(shape_like(lower, tensors, path), tensors, path)
+    lower, _ = _parts(content, partition)
+    load_into(narrow_like(lower, deposit["tensors"]), deposit["tensors"], path)
     return lower.eval()
+
+
+def _parts(content, partition):
+    """(lower part, upper part) of a fresh network of a target's or recover network's kind."""
+    network = build_network(content["arch"], partition.num_classes, partition.image_size)
+    return split_network(network, content["split_at"])
 
 
 def require_original(content, path, original, original_path):
@@ -75,13 +75,7 @@ def load_network(path):
         return network_of(content, partition, path), partition
     if merge not in MERGE_RULES:
         raise UserError(f"{path} was merged by '{merge}', which is no rule any more: withdraw again")
-    parts = {"target": {}, "deposit": {}, "upper": {}}
-    for name, tensor in content["tensors"].items():
-        branch, _, rest = name.partition(".")
-        parts.setdefault(branch, {})[rest] = tensor
-    deposit = _deposit_module(parts["deposit"], content, partition, path)
-    lower, upper = split_network(build_network(content["arch"], partition.num_classes, partition.image_size),
-                                 content["split_at"])
-    network = RecoverNetwork(lower, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge)
-    load_into(network, content["tensors"], path)
+    (target, upper), (deposit, _) = _parts(content, partition), _parts(content, partition)
+    network = RecoverNetwork(target, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge)
+    load_into(narrow_like(network, content["tensors"]), content["tensors"], path)
     return network.eval(), partition

@@ -6,8 +6,6 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from utils.errors import UserError
-
 
 def output_writers(lower, x):
     """The convolutions of `lower` that write its output, directly or through shortcuts; x: an image (1, 3, s, s).
@@ -41,27 +39,18 @@ def build_deposit_module(lower, prune_ratio, image_size):
     return module.train(training)
 
 
-def shape_like(module, tensors, where):
-    """Narrow a full lower part's convolutions and batch norms, in place, to the widths in `tensors`.
-
-    Lets a pruned module be rebuilt from its state_dict alone. Raises UserError, naming `where`, when a
-    width is missing, zero, or larger than the full module's.
-    """
-    for name, child in list(module.named_modules()):
-        weight = tensors.get(f"{name}.weight")
-        if not isinstance(child, (nn.Conv2d, nn.BatchNorm2d)):
+def narrow_like(module, tensors):
+    """Prune a network that holds a full T_r, in place, to the widths that its layers have in `tensors`, so that these
+    can be loaded into it. What is missing or too wide is left for loading to tell."""
+    for name, layer in module.named_modules():
+        if f"{name}.weight" not in tensors:
             continue
-        full = child.weight.shape
-        if weight is None or weight.dim() != len(full) or not all(
-                0 < narrow <= wide for narrow, wide in zip(weight.shape, full)) or weight.shape[2:] != full[2:]:
-            raise UserError(f"{where} does not fit its own description: the width of '{name}' is missing or wrong")
-        child.weight = nn.Parameter(torch.empty_like(weight))
-        if isinstance(child, nn.Conv2d):
-            child.out_channels, child.in_channels = weight.shape[:2]
-        else:
-            child.num_features = weight.shape[0]
-            child.bias = nn.Parameter(torch.empty_like(weight))
-            child.running_mean, child.running_var = torch.empty_like(weight), torch.empty_like(weight)
+        shape = tensors[f"{name}.weight"].shape
+        if isinstance(layer, nn.Conv2d):
+            tp.prune_conv_out_channels(layer, range(shape[0], layer.out_channels))
+            tp.prune_conv_in_channels(layer, range(shape[1], layer.in_channels))
+        elif isinstance(layer, nn.BatchNorm2d):
+            tp.prune_batchnorm_out_channels(layer, range(shape[0], layer.num_features))
     return module
 
 

@@ -10,7 +10,7 @@ import torch
 
 from models.architectures import ARCHITECTURES, build_network, split_network
 from models.checkpoints import load_network
-from models.pruning import build_deposit_module, cost, shape_like
+from models.pruning import build_deposit_module, cost, narrow_like
 from models.recover import (MERGE_RULES, RecoverNetwork, concat, released, total, tr_alone)
 from utils.checkpoint import checksum
 
@@ -55,7 +55,7 @@ def test_a_pruned_module_is_smaller_fits_the_upper_part_and_is_rebuilt_from_its_
     # stems and the layers that write the output stay whole: at split 1 that is all of the stream
     assert after["parameters"] <= 0.72 * before["parameters"]
     empty, _ = split_network(build_network(arch, 3, 32).eval(), split_at)
-    rebuilt = shape_like(empty, module.state_dict(), "module")
+    rebuilt = narrow_like(empty, module.state_dict())
     rebuilt.load_state_dict(module.state_dict())
     assert torch.equal(rebuilt.eval()(x), module(x))
 
