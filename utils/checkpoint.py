@@ -12,6 +12,7 @@ and what its kind adds (checkpoints/README.md). A checksum tells damage; whoever
 import hashlib
 import json
 import os
+import textwrap
 import zipfile
 
 import torch
@@ -88,14 +89,9 @@ def load_checkpoint(path, kind):
 
 
 def load_into(module, tensors, path):
-    """module.load_state_dict(tensors), or a UserError that names the file and the first misfit."""
-    expected = module.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors or name not in expected:
-            raise UserError(f"{path} does not fit its own description: tensor '{name}' is "
-                            f"{'missing' if name not in tensors else 'unexpected'}")
-        if tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype:
-            raise UserError(f"{path} does not fit its own description: tensor '{name}' is "
-                            f"{tensors[name].dtype} {tuple(tensors[name].shape)}, not "
-                            f"{expected[name].dtype} {tuple(expected[name].shape)}")
-    module.load_state_dict(tensors)
+    """module.load_state_dict(tensors), or a UserError that names the file and the misfit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        misfit = textwrap.shorten(str(error).partition(":")[2], 200)
+        raise UserError(f"{path} does not fit its own description: {misfit}") from None
