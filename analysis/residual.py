@@ -328,7 +328,7 @@ def main(args):
         print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
     for file in (args.original, *args.retrained, *args.networks):
         network = build_network(arch, partition.num_classes, partition.image_size)
-        tensors = read_weights(file, "network")
+        tensors = read_weights(file)
         load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True)
         known = Known(network.eval(), partition, images, args.split_at, runtime, original)
         of_network = checksum({"tensors": tensors})

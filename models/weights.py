@@ -1,17 +1,16 @@
 """Weights that others trained, as an original network: files of PyTorch and safetensors in the layouts in use."""
 
-import os
 import re
 
-import safetensors.torch
 import torch
 import torchvision
 
 from models.architectures import ARCHITECTURES, SMALL_IMAGE, build_network
+from utils.checkpoint import load_plain
 from utils.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "tensors")  # keys under which a file keeps its weights
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
+PREFIXES = r"^((module|_orig_mod|model)\.)+"  # of DataParallel, torch.compile and Lightning
 
 # Names in torchvision and timm (conv1, downsample, fc), kuangliu/pytorch-cifar (shortcut.0/1, linear) and
 # akamaster/pytorch_resnet_cifar10 (linear) -> names here.
@@ -20,36 +19,19 @@ _RENAMED = ((r"^(conv1|bn1)\.", r"stem.\1."), (r"^(fc|linear)\.", "head.fc."),
 _HEAD = ("head.fc.weight", "head.fc.bias")
 
 
-def read_weights(path, flag="--weights"):
-    """{name: tensor} of a weights file, in the file's own names without prefixes. Nothing but plain types is unpickled.
-
-    flag: what names the file on the command line, for errors.
+def read_weights(path):
+    """{name: tensor} of a weights file, in the file's own names without prefixes.
 
     Raises UserError when the file is missing, no weights file, or holds code or no weights.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{flag} {path} does not exist or is no file: name a file of weights, or imagenet")
-    try:
-        if path.endswith(".safetensors"):
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is none fails in as many ways as it has bytes
-        if "GLOBAL" in str(error):  # the pickle's word for a name to import; other bytes fail without it
-            raise UserError(f"{flag} {path} holds pickled code, which is never run: save the network's "
-                            f"state_dict() alone, or a .safetensors file") from None
-        raise UserError(f"{flag} {path} is no weights file, or a damaged one ({type(error).__name__}): "
-                        f"name one of torch.save or safetensors") from None
+    content = load_plain(path, "weights file", "name a state_dict() of torch.save or safetensors")
     while isinstance(content, dict) and (inner := [content[key] for key in WRAPPERS
                                                    if isinstance(content.get(key), dict)]):
         content = inner[0]
-    tensors = {name: value for name, value in content.items()
-               if isinstance(value, torch.Tensor)} if isinstance(content, dict) else {}
-    while tensors and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)):
-        tensors = {name[len(prefix):]: value for name, value in tensors.items()}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {re.sub(PREFIXES, "", name): value for name, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise UserError(f"{flag} {path} holds no weights: save a state_dict, bare or under "
-                        f"{', '.join(WRAPPERS[:-1])}")
+        raise UserError(f"{path} holds no weights: save a state_dict, bare or under {', '.join(WRAPPERS[:-1])}")
     return tensors
 
 
@@ -76,42 +58,36 @@ def load_weights(network, arch, image_size, tensors, where, keep_head):
     number of classes is left as it is, unless keep_head: then it is refused. Raises UserError that names the first
     misfit, and the architecture that would fit, if there is one.
     """
-    expected = network.state_dict()
-    given = {}
-    for theirs, tensor in tensors.items():
-        name = theirs
+    expected, given = network.state_dict(), {}
+    for name, tensor in tensors.items():
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
-        given[name] = (theirs, tensor)
+        given[name] = tensor
     for name in [name for name in given if name.endswith("running_mean")]:
         # Files of before PyTorch 0.4.1 lack these counters, which nothing here reads.
-        counter = name.replace("running_mean", "num_batches_tracked")
-        given.setdefault(counter, (counter, torch.tensor(0)))
-    new_head = all(name in given and given[name][1].shape != expected[name].shape
-                   and given[name][1].shape[1:] == expected[name].shape[1:] for name in _HEAD)
-    misfit = _first_misfit(expected, given, skip=_HEAD if new_head else ())
-    if misfit is None and new_head and keep_head:
-        classes, wanted = (len(t) for t in (given[_HEAD[1]][1], expected[_HEAD[1]]))
-        raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 or "
-                        f"more")
+        given.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    misfit = _first_misfit(expected, given)
     if misfit is not None:
         raise UserError(f"{where} does not fit --arch {arch}: {misfit}{_hint(given, image_size)}")
-    state = {name: expected[name] if new_head and name in _HEAD else given[name][1].to(expected[name].dtype)
-             for name in expected}
-    if not all(tensor.isfinite().all() for tensor in state.values()):
+    if any(given[name].shape != expected[name].shape for name in _HEAD):
+        classes, wanted = (len(state["head.fc.bias"]) for state in (given, expected))
+        if keep_head:
+            raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 or "
+                            f"more")
+        given.update({name: expected[name] for name in _HEAD})
+    if not all(tensor.isfinite().all() for tensor in given.values()):
         raise UserError(f"{where} holds weights that are not finite: name another file")
-    network.load_state_dict(state)
+    network.load_state_dict(given)
 
 
-def _first_misfit(expected, given, skip=()):
-    """What is wrong with the first tensor that does not fit, in the file's own names; None when all do."""
+def _first_misfit(expected, given):
+    """What is wrong with the first tensor that does not fit, but for the head's number of classes; None when all do."""
     for name in expected:
         if name not in given:
-            return f"it has no tensor '{re.sub('^(stem|head)[.]', '', name)}'"
-        theirs, tensor = given[name]
-        if name not in skip and tensor.shape != expected[name].shape:
-            return f"tensor '{theirs}' is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-    extra = [theirs for name, (theirs, _) in given.items() if name not in expected]
+            return f"it has no tensor '{name}'"
+        if name not in _HEAD and given[name].shape != expected[name].shape:
+            return f"tensor '{name}' is {tuple(given[name].shape)}, not {tuple(expected[name].shape)}"
+    extra = [name for name in given if name not in expected]
     return f"tensor '{extra[0]}' is of no layer" if extra else None
 
 
@@ -123,6 +99,6 @@ def _hint(given, image_size):
         for arch in ARCHITECTURES:
             with torch.device("meta"):
                 state = build_network(arch, 1, size).state_dict()
-            if _first_misfit(state, given, skip=_HEAD) is None:
+            if _first_misfit(state, given) is None:
                 return f": use --arch {arch}{advice}"
     return "; no architecture here fits it"

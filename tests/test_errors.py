@@ -145,11 +145,11 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("spoil,word", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "truncated"), (flip_a_bit, "damaged"),
-    (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
-    (lambda path: path.write_text("{}"), "not a checkpoint"),
-    (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "not a checkpoint of this project"),
-    (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "damaged"), (flip_a_bit, "damaged"),
+    (lambda path: path.write_bytes(b""), "damaged or no checkpoint"),
+    (lambda path: path.write_text("{}"), "damaged or no checkpoint"),
+    (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "no checkpoint of this project"),
+    (lambda path: torch.save([1, 2], path), "no checkpoint of this project"),
     (lambda path: torch.save({"format": Call()}, path), "pickled code"),
     (lambda path: shutil.copy(path.parent / "original.pt", path), "kind 'original', not target or recover"),
     *((lambda path, change=change: rewrite(path, change, seal=False), "does not match its checksum") for change in (

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import textwrap
-import zipfile
 
+import safetensors.torch
 import torch
 
 from utils.errors import UserError
@@ -53,30 +53,36 @@ def save_checkpoint(path, kind, tensors, **content):
     return content["checksum"]
 
 
-def load_checkpoint(path, kind):
-    """Read a checkpoint of a kind (or one of a tuple of kinds); only plain types are ever unpickled.
+def load_plain(path, kind, advice):
+    """What a file of torch.save or safetensors holds; only plain types are ever unpickled.
 
-    Raises UserError when the file is missing, truncated, of another program, of another kind, holds
-    pickled code, or does not match its checksum.
+    kind, advice: what the file should be, and what to do where it is not, for the UserError that then is raised.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist or is no file: {advice}")
+    try:
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+        # the pickle's word for a name to import; other bytes fail without it
+        fault = "holds pickled code, which is never run" if "GLOBAL" in str(error) else f"is damaged or no {kind}"
+        raise UserError(f"{path} {fault} ({type(error).__name__}): {advice}") from None
+
+
+def load_checkpoint(path, kind):
+    """Read a checkpoint of a kind (or one of a tuple of kinds).
+
+    Raises UserError when the file is missing, damaged, of another program, of another kind, holds pickled code, or does
+    not match its checksum.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
-    hint = ""
+    advice = "run the stage that writes it, or name another"
     if "original" in kinds:
-        hint = "; weights of others become one by train_scratch.py --weights FILE --epochs 0"
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist or is no file: run the stage that writes it, or name another")
-    # torch writes zip archives; testing that first spares the many ways in which other bytes fail
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is truncated or not a checkpoint of this project: write it again{hint}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive fails in as many ways as it has bytes
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise UserError(f"{path} holds pickled code, which is never run: "
-                            f"it is not a checkpoint of this project{hint}") from None
-        raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from None
+        advice += "; weights of others become one by train_scratch.py --weights FILE --epochs 0"
+    content = load_plain(path, "checkpoint of this project", advice)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project (no format {FORMAT}){hint}")
+        raise UserError(f"{path} is no checkpoint of this project (no format {FORMAT}): {advice}")
     try:
         sound = checksum(content) == content["checksum"]
     except Exception:  # a damaged archive may hold anything
