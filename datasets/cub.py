@@ -1,12 +1,10 @@
 """CUB-200-2011 (Wah et al., 2011) in the layout of its official archive: photographs of birds, all of another size."""
 
-import functools
 import glob
 import os
 import tarfile
 import tempfile
 
-import torch
 from torchvision.datasets.utils import download_url
 
 from datasets.decode import decode, read_short_side
@@ -31,7 +29,6 @@ class CubSource:
 
     def __init__(self, root, image_size):
         self.root, self.image_size = root, image_size
-        self.samples = functools.cache(self.samples)  # a source does not live long: what it has hashed stays so
         paths, labels, splits, classes = (_read_table(root, name) for name in TABLES)
         ids = sorted(set(labels.values()), key=int)
         try:
@@ -45,21 +42,12 @@ class CubSource:
                             f"again") from None
 
     def samples(self, split, class_id):
-        files = self._present(split, class_id)
+        files = self._files[split][class_id]
         return len(files), list_hash(files, map(os.path.basename, files))
 
     def load(self, split, class_ids):
-        files = [self._present(split, c) for c in class_ids]
-        labels = torch.cat([torch.full((len(of_class),), c) for c, of_class in zip(class_ids, files)])
-        photographs = decode(sum(files, []), read_short_side, round(self.image_size * 8 / 7), split)
-        return RaggedImages(photographs, self.image_size), labels
-
-    def _present(self, split, class_id):
-        files = self._files[split][class_id]
-        for path in files:
-            if not os.path.isfile(path):
-                raise UserError(f"{path} is listed in images.txt but absent: extract {ARCHIVE} again")
-        return files
+        files = [path for c in class_ids for path in self._files[split][c]]
+        return RaggedImages(decode(files, read_short_side, round(self.image_size * 8 / 7), split), self.image_size)
 
 
 def _read_table(root, name):

@@ -28,8 +28,7 @@ class FolderSource:
 
     def __init__(self, root, class_names=None, image_size=None):
         self.root = root
-        # a source does not live long: what it has listed and hashed stays so
-        self._files, self.samples = functools.cache(self._files), functools.cache(self.samples)
+        self._files = functools.cache(self._files)  # a source does not live long: what it has listed stays so
         self.class_names = class_names or self._shared_class_names()
         self.image_size = image_size or self._median_size()
 
@@ -38,12 +37,10 @@ class FolderSource:
         return len(files), list_hash(files, [os.path.relpath(path, folder) for path in files])
 
     def load(self, split, class_ids):
-        files = [self._files(split, c) for c in class_ids]
-        labels = torch.cat([torch.full((len(of_class),), c) for c, of_class in zip(class_ids, files)])
-        pixels = decode(sum(files, []), read_square, self.image_size, split)
+        files = [path for c in class_ids for path in self._files(split, c)]
+        pixels = np.stack(decode(files, read_square, self.image_size, split))
         # channels second in shape, innermost in memory, as the files hold them
-        pixels = np.stack(pixels) if pixels else np.empty((0, self.image_size, self.image_size, 3), np.uint8)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _split(self, split):
         """The folder of a split."""

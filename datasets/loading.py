@@ -28,20 +28,20 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
     if split == "val" and partition.val_fraction == 0:
         raise UserError("the partition holds out no validation images: write one with "
                         "partition_data.py --val_fraction")
-    images, labels = source.load(stored, class_ids)
-    offset, rows = 0, []
+    offset, rows, labels = 0, [], []
     for class_id in class_ids:
         rows.append(offset + partition.rows(split, class_id))
+        labels.append(torch.full_like(rows[-1], class_id))
         offset += partition.samples[stored][class_id]["count"]
-    rows = torch.cat(rows)
-    return ImageSet(images[rows], labels[rows], partition.mean, partition.std, DATASETS[partition.dataset].flip)
+    images = source.load(stored, class_ids)[torch.cat(rows)]
+    return ImageSet(images, torch.cat(labels), partition.mean, partition.std, DATASETS[partition.dataset].flip)
 
 
 def load_if_there(partition, data_dir, split, consequence):
     """All images of a split, where a stage can do without; else None, after printing `consequence` and the reason."""
     try:
         return load_images(partition, data_dir, split, partition.classes("all"))
-    except UserError as reason:
+    except (UserError, OSError) as reason:
         print(f"{consequence}: {reason}", flush=True)
         return None
 

@@ -209,7 +209,7 @@ def _pixel_statistics(source):
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     first, varied = None, False
     for class_id in range(len(source.class_names)):
-        images, _ = source.load("train", [class_id])
+        images = source.load("train", [class_id])
         for rows in torch.arange(len(images)).split(1000):
             pixels = pixels_of(images, rows)
             first = pixels[0, :, 0, 0].view(3, 1, 1) if first is None else first

@@ -4,7 +4,7 @@ Every source offers
     class_names                 list of str; a class's id is its place in the list
     image_size                  height and width of the images it gives
     samples(split, class_id)    (number of samples, SHA-256 of their list), split "train" or "test"
-    load(split, class_ids)      uint8 images (n, 3, s, s), or RaggedImages, and int64 labels (n,), class after class
+    load(split, class_ids)      uint8 images (n, 3, s, s), or RaggedImages, class after class
 
 Of a folder both open the files of the classes named and no other.
 """
@@ -43,13 +43,12 @@ class ArraySource:
         return len(images), hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
     def load(self, split, class_ids):
-        images = [self._of_class(split, c) for c in class_ids]
-        labels = torch.cat([torch.full((len(i),), c) for c, i in zip(class_ids, images)])
-        images = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2)
+        images = np.concatenate([self._of_class(split, c) for c in class_ids])
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
         if images.shape[-1] != self.image_size:
             # 8x8 digits to 32x32: bilinear, so that no stroke gains the hard edges of copied pixels
             images = F.interpolate(images.float(), size=(self.image_size,) * 2, mode="bilinear").round().byte()
-        return images.contiguous(), labels
+        return images.contiguous()
 
 
 def _digits(data_dir, download, image_size):
@@ -72,12 +71,7 @@ def _cifar(factory):
             return FolderSource(data_dir, image_size=image_size)
         name = factory.__name__
         try:
-            try:
-                splits = {split: factory(data_dir, train=split == "train") for split in SPLITS}
-            except Exception:
-                if not download:
-                    raise
-                splits = {split: factory(data_dir, train=split == "train", download=True) for split in SPLITS}
+            splits = {split: factory(data_dir, train=split == "train", download=download) for split in SPLITS}
         except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
             cause = "no network, or a damaged archive" if download else "it is absent or damaged"
             raise UserError(

@@ -12,7 +12,7 @@ import torch
 from conftest import fail, run_shell, snapshot, succeed
 from fixtures import make_cub, make_cub_archive, served
 
-from datasets import load_images, read_partition
+from datasets import load_if_there, load_images, make_partition, read_partition
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
 from datasets.decode import read_short_side
 from datasets.ragged import RaggedImages
@@ -38,15 +38,23 @@ def partition_flags(data):
 @pytest.mark.parametrize("inside", [True, False])
 def test_ids_with_gaps_are_numbered_anew_and_only_the_classes_asked_for_are_opened(cub, opened, inside):
     source = open_cub(str(cub.parent if inside else cub), False, 16)
-    images, labels = source.load("train", [0, 2])
+    images = source.load("train", [0, 2])
     assert source.class_names == ["002.Bird_2", "007.Bird_7", "150.Bird_150"]
     assert [source.samples(split, 2)[0] for split in ("train", "test")] == [2, 1]
-    assert labels.tolist() == [0, 0, 2, 2] and images.batch(torch.arange(4)).shape == (4, 3, 16, 16)
+    assert images.batch(torch.arange(4)).shape == (4, 3, 16, 16)
     assert sorted(Path(path).parent.name for path in opened) == ["002.Bird_2"] * 2 + ["150.Bird_150"] * 2
 
 
+def test_the_deposit_can_do_without_the_files_of_other_classes(cub, capsys):
+    partition = make_partition("cub200", str(cub), listed="002.Bird_2", image_size=16)
+    shutil.rmtree(cub / "images" / "150.Bird_150")
+    assert len(load_images(partition, str(cub), "train", partition.deposit_classes)) == 2
+    assert load_if_there(partition, str(cub), "test", "not logged") is None
+    assert "150.Bird_150" in capsys.readouterr().out
+
+
 def test_evaluation_cuts_the_centre(cub):
-    images, _ = CubSource(str(cub), 16).load("test", [0])
+    images = CubSource(str(cub), 16).load("test", [0])
     kept = read_short_side(str(cub / "images" / "002.Bird_2" / "2.png"), round(16 * 8 / 7))
     h, w, _ = kept.shape
     assert min(h, w) == 18 and np.array_equal(images.photographs[0], kept)
@@ -98,7 +106,7 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     (lambda cub: (cub / "images.txt").write_bytes(b"\xff\xfe\x00"), "damaged"),
     (lambda cub: (cub / "image_class_labels.txt").write_text("1 2\n"), "do not fit together"),
     (lambda cub: (cub / "classes.txt").write_text("2 002.Bird_2\n"), "do not fit together"),
-    (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").unlink(), "absent"),
+    (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").unlink(), "1.png"),
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").write_bytes(b"no image"), "cannot be read"),
     (lambda cub: (cub / "classes.txt").unlink(), "classes.txt does not exist"),
     (lambda cub: [path.unlink() for path in cub.glob("*.txt")], "--download"), (shutil.rmtree, "--download"),

@@ -27,8 +27,7 @@ def partition(folder, *more):
 
 def first_image(folder, size=16):
     """Its first training image as it is trained on, uint8 (size, size, 3)."""
-    images, _ = FolderSource(str(folder), CLASSES, size).load("train", [0])
-    return images[0].permute(1, 2, 0).numpy()
+    return FolderSource(str(folder), CLASSES, size).load("train", [0])[0].permute(1, 2, 0).numpy()
 
 
 # what images hold
