@@ -29,16 +29,16 @@ class CubSource:
 
     def __init__(self, root, image_size):
         self.root, self.image_size = root, image_size
-        paths, labels, splits, classes = (_read_table(root, name) for name in TABLES)
-        ids = sorted(set(labels.values()), key=int)
         try:
+            paths, labels, splits, classes = (_read_table(root, name) for name in TABLES)
+            ids = sorted(set(labels.values()), key=int)
             self.class_names = [classes[i] for i in ids]
             self._files = {split: [[] for _ in ids] for split in ("train", "test")}
             for image, path in paths.items():
                 split = {"1": "train", "0": "test"}[splits[image]]
                 self._files[split][ids.index(labels[image])].append(os.path.join(root, "images", path))
-        except KeyError as key:
-            raise UserError(f"the tables of {root} do not fit together ({key} is missing in one): extract {ARCHIVE} "
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the tables of {root} are damaged or do not fit together ({error}): extract {ARCHIVE} "
                             f"again") from None
 
     def samples(self, split, class_id):
@@ -52,17 +52,8 @@ class CubSource:
 
 def _read_table(root, name):
     """{first word: rest} of a text file's lines."""
-    path = os.path.join(root, name)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # as the system gives names of files
-            table = dict(line.strip().split(maxsplit=1) for line in file if line.strip())
-        if not all(key.isdecimal() for key in table):
-            raise ValueError
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: take it from {ARCHIVE}, or name another --data_dir") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged: extract {ARCHIVE} again") from None
-    return table
+    with open(os.path.join(root, name), encoding="utf-8", errors="surrogateescape") as file:  # as names of files are
+        return dict(line.strip().split(maxsplit=1) for line in file if line.strip())
 
 
 def open_cub(data_dir, download, image_size):
@@ -77,18 +68,14 @@ def open_cub(data_dir, download, image_size):
                         f"or let partition_data.py --download fetch it (1.1 GB)")
     os.makedirs(data_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".") as folder:  # hidden: a part is never taken for the whole
-        if not os.path.exists(archive):
-            try:
+        try:
+            if not os.path.exists(archive):
                 download_url(URL, folder, ARCHIVE, MD5)
                 os.rename(os.path.join(folder, ARCHIVE), archive)
-            except Exception as error:  # urllib's, the file system's and torchvision's own, by turns
-                raise UserError(f"{URL} could not be downloaded ({error}): download it by hand and put it into "
-                                f"{data_dir}") from None
-        try:
             with tarfile.open(archive) as tar:  # a path that leads outside is refused by every Python that can
                 tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             os.rename(os.path.join(folder, NAME), root)
-        except Exception as error:  # gzip's, tarfile's and the file system's
-            raise UserError(f"{archive} is damaged or not the archive of CUB-200-2011 ({error}): remove it and "
-                            f"download it again") from None
+        except Exception as error:  # urllib's, torchvision's, gzip's, tarfile's and the file system's, by turns
+            raise UserError(f"{ARCHIVE} could not be downloaded, or the one in {data_dir} is damaged ({error}): "
+                            f"download {URL} by hand and put it there") from None
     return CubSource(root, image_size or 224)

