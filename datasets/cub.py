@@ -7,8 +7,7 @@ import tempfile
 
 from torchvision.datasets.utils import download_url
 
-from datasets.decode import decode, read_short_side
-from datasets.files import list_hash
+from datasets.files import decode, list_hash, read_short_side
 from datasets.ragged import RaggedImages
 from utils.errors import UserError
 

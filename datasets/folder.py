@@ -7,8 +7,7 @@ import statistics
 import numpy as np
 import torch
 
-from datasets.decode import decode, read_square, short_side
-from datasets.files import SPLITS, list_hash
+from datasets.files import SPLITS, decode, list_hash, read_square, short_side
 from utils.errors import UserError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",

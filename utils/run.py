@@ -131,7 +131,7 @@ class TrainingRun:
     def progress(self, batches, epoch, total):
         """Wrap an epoch's batches in a progress bar on a terminal; elsewhere the line an epoch suffices."""
         return tqdm(batches, total=total, desc=f"{self.stage} {epoch + 1}/{self.epochs}", leave=False,
-                    disable=distributed.rank > 0 or not sys.stderr.isatty())
+                    disable=distributed.rank > 0 or None)  # None: where there is no terminal
 
     def finish(self):
         """Close the logs and remove the resumable state, once the stage's checkpoints are written."""
