@@ -1,6 +1,7 @@
 """Image folders: train/<class>/ and test/<class>/, as torchvision's ImageFolder reads them."""
 
 import functools
+import glob
 import os
 import statistics
 
@@ -54,18 +55,17 @@ class FolderSource:
 
     def _files(self, split, class_id):
         """A class's images, sorted by bytes."""
-        folder, found = self._folder(split, class_id), []
+        folder = self._folder(split, class_id)
         if not os.path.isdir(folder):
             raise UserError(f"{folder} does not exist: --data_dir must be the image folder that was partitioned")
-        for below, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not _hidden(name)]
-            found += [os.path.join(below, name) for name in files
-                      if name.lower().endswith(IMAGE_EXTENSIONS) and not _hidden(name)]
-        return sorted(found, key=os.fsencode)
+        names = glob.glob("**/*", root_dir=folder, recursive=True)  # which leaves out what a dot hides
+        paths = [os.path.join(folder, name) for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
+        return sorted((path for path in paths if not os.path.isdir(path)), key=os.fsencode)
 
     def _shared_class_names(self):
-        train, test = ({entry.name for entry in os.scandir(self._split(split))
-                        if entry.is_dir() and not _hidden(entry.name)} for split in SPLITS)
+        # __MACOSX: what a Mac puts into an archive of the folder
+        train, test = ({name.rstrip(os.sep) for name in glob.glob("*/", root_dir=self._split(split))} - {"__MACOSX"}
+                       for split in SPLITS)
         if len(train) < 2:
             raise UserError(f"{self._split('train')} holds {len(train)} class folders, where two are the least: an "
                             f"image folder holds train/<class>/ and test/<class>/")
@@ -80,8 +80,3 @@ class FolderSource:
             raise UserError(f"the class folders of {self._split('train')} hold no image "
                             f"({', '.join(IMAGE_EXTENSIONS)})")
         return min(statistics.median_low(sides), _LARGEST)
-
-
-def _hidden(name):
-    """Whether a file or folder is one that a system keeps for itself: .DS_Store, ._x, .ipynb_checkpoints, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
