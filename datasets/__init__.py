@@ -3,7 +3,6 @@
     sources    digits, CIFAR-10, CIFAR-100 as uint8 tensors, and the others by name
     folder, cub    image folders, CUB-200-2011
     files      a hash of image files, and their pixels
-    ragged     photographs of differing sizes
     partition  deposit set and preservation set, with a hash of the samples
     loading    the images that a partition names
     batches    shuffled, augmented, normalised batches made on the training device

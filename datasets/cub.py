@@ -7,8 +7,8 @@ import tempfile
 
 from torchvision.datasets.utils import download_url
 
+from datasets.batches import RaggedImages
 from datasets.files import decode, list_hash, read_short_side
-from datasets.ragged import RaggedImages
 from utils.errors import UserError
 
 NAME, ARCHIVE = "CUB_200_2011", "CUB_200_2011.tgz"

@@ -13,9 +13,9 @@ from conftest import fail, run_shell, snapshot, succeed
 from fixtures import make_cub, make_cub_archive, served
 
 from datasets import load_if_there, load_images, make_partition, read_partition
+from datasets.batches import RaggedImages
 from datasets.cub import ARCHIVE, NAME, CubSource, open_cub
 from datasets.files import read_short_side
-from datasets.ragged import RaggedImages
 from utils.errors import UserError
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, call, epochs_of, fail, scratch_flags, snapshot,
 from forked import Process
 
 from datasets import ImageSet, batches
-from datasets.ragged import RaggedImages
+from datasets.batches import RaggedImages
 from utils import distributed
 from utils.errors import UserError
 from utils.files import read_log
