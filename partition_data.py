@@ -56,11 +56,10 @@ def main(args):
     if os.path.exists(out) and read_partition(out) != partition:
         raise UserError(f"{out} holds another partition: name another --out, or remove that one")
     save_partition(out, partition)
-    counts = partition.counts()
     for subset in ("deposit", "preservation"):
         names = ", ".join(partition.class_names[c] for c in partition.classes(subset))
-        print(f"{subset} set: {names} ({counts['train'][subset]} train, {counts['val'][subset]} val, "
-              f"{counts['test'][subset]} test images)")
+        counts = ", ".join(f"{partition.count(split, subset)} {split}" for split in ("train", "val", "test"))
+        print(f"{subset} set: {names} ({counts} images)")
     print(f"wrote {out}: images of {partition.image_size}x{partition.image_size} pixels")
 
 

@@ -11,7 +11,7 @@
 from datasets.batches import ImageSet, batches, evaluation_batches
 from datasets.loading import evaluation_sets, load_if_there, load_images
 from datasets.partition import Partition, make_partition, read_partition
-from datasets.sources import DATASETS, open_source
+from datasets.sources import DATASETS
 
 __all__ = ["DATASETS", "ImageSet", "Partition", "batches", "evaluation_batches", "evaluation_sets", "load_if_there",
-           "load_images", "make_partition", "open_source", "read_partition"]
+           "load_images", "make_partition", "read_partition"]

@@ -4,7 +4,7 @@ import torch
 
 from datasets.batches import ImageSet
 from datasets.folder import FolderSource
-from datasets.sources import DATASETS, open_source
+from datasets.sources import DATASETS
 from utils.errors import UserError
 
 
@@ -18,8 +18,8 @@ def load_images(partition, data_dir, split, class_ids, *, download=False):
     if partition.layout == "folder":
         source = FolderSource(data_dir, partition.class_names, partition.image_size)
     else:
-        source = open_source(partition.dataset, data_dir, download=download and DATASETS[partition.dataset].fetched,
-                             image_size=partition.image_size)
+        dataset = DATASETS[partition.dataset]
+        source = dataset.open(data_dir, download and dataset.fetched, partition.image_size)
     for class_id in class_ids:
         expected = partition.samples[stored][class_id]
         if source.samples(stored, class_id) != (expected["count"], expected["sha256"]):

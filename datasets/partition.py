@@ -8,7 +8,7 @@ import torch
 
 from datasets.batches import pixels_of
 from datasets.files import SPLITS
-from datasets.sources import DATASETS, open_source
+from datasets.sources import DATASETS
 from utils.errors import UserError
 from utils.files import load_json, save_json
 
@@ -81,33 +81,22 @@ class Partition:
         or "test" when none are held out."""
         return "val" if self.val_fraction else "test"
 
-    def counts(self):
-        """{split: {subset: number of samples}}; train excludes what is held out as val."""
-        counts = {}
-        for split in ("train", "val", "test"):
-            counts[split] = {}
-            for subset in ("all", "deposit", "preservation"):
-                counts[split][subset] = sum(self._count(split, c) for c in self.classes(subset))
-        return counts
-
-    def _count(self, split, class_id):
-        """Number of a class's samples in a split."""
-        size = self.samples["test" if split == "test" else "train"][class_id]["count"]
-        held_out = 0 if split == "test" else _held_out(self.val_fraction, size)
-        return held_out if split == "val" else size - held_out
-
     def rows(self, split, class_id):
         """Which of a class's samples belong to a split, as an index tensor.
 
         train and val divide a class's training samples by a draw that is the same for every seed and
         every choice of deposit classes, so that one original network serves them all.
         """
+        size = self.samples["test" if split == "test" else "train"][class_id]["count"]
         if split == "test":
-            return torch.arange(self._count("test", class_id))
-        held_out = self._count("val", class_id)
-        generator = torch.Generator().manual_seed(class_id)
-        order = torch.randperm(held_out + self._count("train", class_id), generator=generator)
+            return torch.arange(size)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(class_id))
+        held_out = round(self.val_fraction * size)
         return (order[:held_out] if split == "val" else order[held_out:]).sort().values
+
+    def count(self, split, subset):
+        """Number of a subset's samples in a split; train excludes what is held out as val."""
+        return sum(len(self.rows(split, c)) for c in self.classes(subset))
 
     def as_dict(self):
         """Plain types, for the manifest and for checkpoints."""
@@ -130,11 +119,6 @@ class Partition:
         return partition
 
 
-def _held_out(val_fraction, size):
-    """How many of a class's `size` training samples make up val."""
-    return round(val_fraction * size)
-
-
 def _hash(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -150,40 +134,35 @@ def make_partition(dataset, data_dir, *, fraction=0.3, listed=None, draw="random
     """
     if (mean is None) != (std is None):
         raise UserError("--mean and --std belong together: give both, or neither for those of the training pixels")
-    if mean is not None and not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean)
-                                 and all(0 < s <= 1 for s in std)):
-        raise UserError(f"--mean {mean} --std {std}: each takes three numbers of [0, 1], and no deviation is 0")
-    source = open_source(dataset, data_dir, download=download or DATASETS[dataset].fetched, image_size=image_size)
+    source = DATASETS[dataset].open(data_dir, download or DATASETS[dataset].fetched, image_size)
     names = source.class_names
     if listed is not None:
-        deposit, draw = _listed_classes(listed, names), "listed"
+        deposit, draw, asked = _listed_classes(listed, names), "listed", "--deposit_classes"
     else:
-        size = round(fraction * len(names))
-        if not 0 < size < len(names):
-            raise UserError(f"--deposit_fraction {fraction} deposits {size} of {len(names)} classes: "
-                            f"at least one class must be deposited and one preserved")
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-        deposit = sorted(order[:size]) if draw == "random" else list(range(size))
+        order = order if draw == "random" else list(range(len(names)))
+        deposit, asked = sorted(order[:round(fraction * len(names))]), f"--deposit_fraction {fraction}"
+    if not 0 < len(deposit) < len(names):
+        raise UserError(f"{asked} deposits {len(deposit)} of {len(names)} classes: at least one class must be "
+                        f"deposited and one preserved")
     samples = {split: [dict(zip(("count", "sha256"), source.samples(split, c))) for c in range(len(names))]
                for split in SPLITS}
     for split in SPLITS:
         for name, sample in zip(names, samples[split]):
             if sample["count"] == 0:
                 raise UserError(f"class '{name}' has no {split} image in {data_dir}")
-    preserved = [c for c in range(len(names)) if c not in deposit]
-    held_out = [_held_out(val_fraction, sample["count"]) for sample in samples["train"]]
-    for name, sample, count in zip(names, samples["train"], held_out):
-        if count == sample["count"]:
+    partition = Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
+                          deposit_classes=deposit, preserved_classes=[c for c in range(len(names)) if c not in deposit],
+                          draw=draw, seed=seed, val_fraction=val_fraction, mean=mean, std=std, samples=samples)
+    for class_id, name in enumerate(names):
+        if len(partition.rows("train", class_id)) == 0:
             raise UserError(f"--val_fraction {val_fraction} leaves class '{name}' no training image: lower it")
-    if val_fraction and not all(sum(held_out[c] for c in subset) for subset in (deposit, preserved)):
+    if val_fraction and not all(partition.count("val", subset) for subset in ("deposit", "preservation")):
         raise UserError(f"--val_fraction {val_fraction} holds out no image of the deposit or of the preservation set: "
                         f"raise it, or leave it out")
     of_pixels = _pixel_statistics(source)  # which reads every training image, whether its figures are wanted or not
-    mean, std = of_pixels if mean is None else ([float(m) for m in mean], [float(s) for s in std])
     source.load("test", range(len(names)))  # an unreadable test image shall be named now, not after the training
-    return Partition(dataset=dataset, layout=source.layout, image_size=source.image_size, class_names=names,
-                     deposit_classes=deposit, preserved_classes=preserved, draw=draw, seed=seed,
-                     val_fraction=val_fraction, mean=mean, std=std, samples=samples)
+    return dataclasses.replace(partition, **of_pixels) if mean is None else partition
 
 
 def _listed_classes(listed, names):
@@ -198,32 +177,27 @@ def _listed_classes(listed, names):
         odd = next(entry for entry in entries if entry not in names)
         raise UserError(f"--deposit_classes: '{odd}' is no class; name classes, or give ids alone, counted from 0: "
                         f"{', '.join(names)}")
-    if not 0 < len(deposit) < len(names):
-        raise UserError(f"--deposit_classes names {len(deposit)} of {len(names)} classes: at least one class must be "
-                        f"deposited and one preserved")
     return sorted(deposit)
 
 
 def _pixel_statistics(source):
-    """Mean and standard deviation per channel of all training pixels, in [0, 1]; a class at a time."""
+    """{"mean", "std"} per channel of all training pixels, in [0, 1]; a class at a time."""
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    first, varied = None, False
     for class_id in range(len(source.class_names)):
         images = source.load("train", [class_id])
         for rows in torch.arange(len(images)).split(1000):
-            pixels = pixels_of(images, rows)
-            first = pixels[0, :, 0, 0].view(3, 1, 1) if first is None else first
-            varied = varied or bool((pixels != first).any())
-            pixels = pixels.double() / 255
+            pixels = pixels_of(images, rows).double() / 255
             total += pixels.sum((0, 2, 3))
             squares += pixels.square().sum((0, 2, 3))
             count += pixels[:, 0].numel()
-    if not varied:
-        raise UserError(f"all training images are of one colour, {tuple(first.flatten().tolist())} of 255, so that "
-                        f"nothing can be learned from them: look at the files")
     mean = total / count
-    std = (squares / count - mean**2).clamp_min(1e-6).sqrt()
-    return [round(m, 4) for m in mean.tolist()], [max(round(s, 4), 1e-3) for s in std.tolist()]
+    variance = squares / count - mean**2
+    if (variance < 1e-6).all():
+        colour = tuple((255 * mean).round().int().tolist())
+        raise UserError(f"all training images are of one colour, {colour} of 255, so that nothing can be learned from "
+                        f"them: look at the files")
+    std = variance.clamp_min(1e-6).sqrt()
+    return {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
 
 
 def read_partition(path):

@@ -9,10 +9,10 @@ Every source offers
 Of a folder both open the files of the classes named and no other.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,13 +63,19 @@ def _digits(data_dir, download, image_size):
     return ArraySource(arrays, [str(name) for name in bunch.target_names], image_size or 32)
 
 
-def _cifar(factory):
+def _cifar(factory, classes):
     """CIFAR in torchvision's format, or as an image folder, as the authors keep it."""
+
+    name = factory.__name__
 
     def open_cifar(data_dir, download, image_size):
         if os.path.isdir(os.path.join(data_dir, "train")):
-            return FolderSource(data_dir, image_size=image_size)
-        name = factory.__name__
+            source = FolderSource(data_dir, image_size=image_size)
+            if len(source.class_names) != classes:
+                raise UserError(f"{data_dir} holds {len(source.class_names)} classes, but {name} has {classes}: for "
+                                f"other data make a partition first: python partition_data.py --dataset folder "
+                                f"--data_dir {data_dir} --out <save_path>/partition.json")
+            return source
         try:
             splits = {split: factory(data_dir, train=split == "train", download=download) for split in SPLITS}
         except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
@@ -83,40 +89,24 @@ def _cifar(factory):
     return open_cifar
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """What is known of a data set beforehand.
 
-    open: (data_dir, download, image_size) -> source, listing the classes itself.
-    flip: whether an image and its mirror image are of one class.
-    class_count: number of classes, where it is fixed.
-    fetched: whether it is downloaded when absent, unasked.
+    open: (data_dir, download, image_size) -> source, listing the classes itself; raises UserError when the data cannot
+    be had. flip: whether an image and its mirror image are of one class. fetched: whether it is downloaded when absent,
+    unasked.
     """
 
     open: Callable
     flip: bool
-    class_count: int | None = None
     fetched: bool = False
 
 
 DATASETS = {
     # a mirrored digit is no digit
-    "digits": Dataset(_digits, flip=False, class_count=10),
-    "cifar10": Dataset(_cifar(torchvision.datasets.CIFAR10), flip=True, class_count=10, fetched=True),
-    "cifar100": Dataset(_cifar(torchvision.datasets.CIFAR100), flip=True, class_count=100, fetched=True),
+    "digits": Dataset(_digits, flip=False),
+    "cifar10": Dataset(_cifar(torchvision.datasets.CIFAR10, 10), flip=True, fetched=True),
+    "cifar100": Dataset(_cifar(torchvision.datasets.CIFAR100, 100), flip=True, fetched=True),
     "cub200": Dataset(open_cub, flip=True),
     "folder": Dataset(lambda data_dir, download, image_size: FolderSource(data_dir, image_size=image_size), flip=True),
 }
-
-
-def open_source(dataset, data_dir, *, download=False, image_size=None):
-    """Open a data set and list its classes. Raises UserError when it cannot be had or makes no sense."""
-    source = DATASETS[dataset].open(data_dir, download, image_size)
-    expected = DATASETS[dataset].class_count
-    if expected is not None and len(source.class_names) != expected:
-        raise UserError(f"{data_dir} holds {len(source.class_names)} classes, but {dataset} has {expected}: for "
-                        f"other data make a partition first: python partition_data.py --dataset folder --data_dir "
-                        f"{data_dir} --out <save_path>/partition.json")
-    if len(source.class_names) < 2:
-        raise UserError(f"{data_dir} holds {len(source.class_names)} classes: two are the least to partition")
-    return source

@@ -10,7 +10,7 @@ import torchvision
 from conftest import succeed
 from fixtures import MARKER, Call, make_cifar, make_folder, served
 
-from datasets import ImageSet, batches, evaluation_sets, load_images, make_partition, open_source, read_partition
+from datasets import DATASETS, ImageSet, batches, evaluation_sets, load_images, make_partition, read_partition
 from datasets.batches import crop_and_flip, normalise, steps_per_epoch
 from utils.errors import UserError
 
@@ -23,13 +23,13 @@ def partition(folder):
 # sources
 
 def test_digits_are_a_fixed_stratified_split():
-    source = open_source("digits", "nowhere")
+    source = DATASETS["digits"].open("nowhere", False, None)
     sizes = [[source.samples(split, c)[0] for c in range(10)] for split in ("train", "test")]
     assert sum(sizes[0]) == 1437 and sum(sizes[1]) == 360
     assert all(34 <= n <= 37 for n in sizes[1])
     images = source.load("test", [3])
     assert images.shape == (sizes[1][3], 3, 32, 32) and images.dtype == torch.uint8 and images.max() == 255
-    assert source.samples("test", 3) == open_source("digits", "nowhere").samples("test", 3)
+    assert source.samples("test", 3) == DATASETS["digits"].open("nowhere", False, None).samples("test", 3)
 
 
 def test_cifar10_is_downloaded_when_absent_or_that_is_told(tmp_path, monkeypatch):
@@ -47,7 +47,7 @@ def test_cifar10_is_downloaded_when_absent_or_that_is_told(tmp_path, monkeypatch
     with served(there) as address:
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}/cifar-10-python.tar.gz")
         partition = make_partition("cifar10", data, listed="class1,class2,class5")
-    assert partition.counts()["train"]["all"] == 100 and partition.layout == "array"
+    assert partition.count("train", "all") == 100 and partition.layout == "array"
     # later stages read it without any network
     images = load_images(partition, data, "train", partition.deposit_classes)
     assert images.images.shape == (30, 3, 32, 32) and images.labels.unique().tolist() == [1, 2, 5]
@@ -58,7 +58,7 @@ def test_cifar10_is_read_from_an_image_folder_of_ten_classes(tmp_path):
         make_folder(tmp_path / name, classes=[f"c{i}" for i in range(count)], train=2, test=1)
     partition = make_partition("cifar10", str(tmp_path / "ten"))
     assert partition.layout == "folder" and len(partition.deposit_classes) == 3
-    with pytest.raises(UserError, match="9 classes, but cifar10 has 10.*make a partition first: python partition_data"):
+    with pytest.raises(UserError, match="9 classes, but CIFAR10 has 10.*make a partition first: python partition_data"):
         make_partition("cifar10", str(tmp_path / "nine"))
 
 
@@ -101,7 +101,7 @@ def test_statistics_are_those_of_the_training_pixels_or_the_ones_given(folder, p
     made = read_partition(folder / "p.json")
     assert made.mean == mean and made.std == std == load_images(made, str(folder), "test", [0]).std
     assert partition.data_hash != made.data_hash
-    assert partition.counts()["train"] == {"all": 48, "deposit": 24, "preservation": 24}
+    assert [partition.count("train", subset) for subset in ("all", "deposit", "preservation")] == [48, 24, 24]
 
 
 def test_changed_images_are_noticed(tmp_path):

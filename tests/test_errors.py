@@ -111,7 +111,7 @@ ROWS = [
     (SCRATCH, "--local-rank=0", "torchrun"), (SCRATCH, "--epochs 0", "name the weights"),
     (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),
     # deposit classes, held-out images, mean and std
-    (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "names 0 of 4"),
+    (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "deposits 0 of 4"),
     (PARTITION, "--deposit_classes 4", "'4' is no class"), (PARTITION, "--deposit_classes ant,bee,cow,dog", "4 of 4"),
     (PARTITION, "--deposit_classes 0,dog", "'0' is no class"),
     (PARTITION, "--deposit_fraction 1.5", "out of range"), (PARTITION, "--deposit_fraction nan", "out of range"),
