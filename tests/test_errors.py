@@ -108,7 +108,7 @@ ROWS = [
         "--images_per_class 0", "--images_per_class 13", "--difference_bits 9", "--preset theirs", "--split_at 0",
         "--split_at 4", "--split_at two", "--seed -1", "--device gpu", "--save_path s3://bucket/run")),
     (SCRATCH, "--warmup_epochs 2", "at the full rate"), (SCRATCH, "--schedule step", "no milestone within --epochs 2"),
-    (SCRATCH, "--local-rank=0", "torchrun"), (SCRATCH, "--epochs 0", "name the weights"),
+    (SCRATCH, "--epochs 0", "name the weights"),
     (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),
     # deposit classes, held-out images, mean and std
     (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "deposits 0 of 4"),
@@ -260,7 +260,7 @@ def test_a_state_of_another_run_is_not_gone_on_with(chain, spoiled, state, flags
     assert word in redeposit_fails(chain, spoiled, *flags)
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"epoch": "two"}'])
+@pytest.mark.parametrize("line", ["nonsense", "{"])
 def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line):
     (tmp_path / "deposit_log.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{{"epo')
     message = fail("train_deposit.py", *deposit_flags(chain, tmp_path), unchanged=tmp_path)
@@ -268,9 +268,9 @@ def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line
 
 
 def test_a_locked_folder_is_refused_and_what_a_killed_process_was_writing_goes(tmp_path):
-    for name in ("recover.pt.x1.part", "partition.json.x1.part"):
-        (tmp_path / name).write_text("half")
     with locked(str(tmp_path)):
+        for name in ("recover.pt.x1.part", "partition.json.x1.part"):
+            (tmp_path / name).write_text("half")
         assert f"another process works in {tmp_path}" in withdraw_fails(tmp_path)
     fail("withdraw.py", "--save_path", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["partition.json.x1.part"]  # which is written without a lock
@@ -278,8 +278,8 @@ def test_a_locked_folder_is_refused_and_what_a_killed_process_was_writing_goes(t
 
 def test_where_a_disk_has_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(38, "Function not implemented")))
-    with locked(str(tmp_path)) as folder:
-        assert folder == str(tmp_path)
+    with locked(str(tmp_path)):
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script,make,name", [("train_scratch.py", scratch_flags, "original"),

@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import sys
 import threading
 
-from utils import distributed, stopping
+from utils import distributed
 from utils.errors import UserError
-from utils.files import locked, remove_unfinished
+from utils.files import locked, stop_between_writes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,8 +19,6 @@ class _Parser(argparse.ArgumentParser):
     presets, preset_flag = {}, "preset"
 
     def error(self, message):
-        if "--local-rank" in message or "--local_rank" in message:
-            message = "torch.distributed.launch passes flags of its own: start the script with torchrun"
         sys.exit(_fail(self.prog, f"{message} (see {self.prog} --help)", 2))
 
     def parse_args(self, args=None, namespace=None):
@@ -63,9 +62,7 @@ def path(text):
 
 
 def _device(text):
-    kind, _, index = text.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index or ":" in text) and not (
-            kind == "cuda" and index.isdecimal()):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"'{text}' is unknown: choose auto, cpu, cuda, cuda:1 or mps")
     return text
 
@@ -121,7 +118,7 @@ def run(main, parser, argv=None, *, parallel=False):
         with contextlib.suppress(AttributeError):  # a test's stand-in
             stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(argv)
-    stopping.install()
+    stop_between_writes()
     # TensorBoard's writer has a thread. Its error is raised again where the run next flushes its log.
     threading.excepthook = lambda failure: None
     try:
@@ -129,7 +126,8 @@ def run(main, parser, argv=None, *, parallel=False):
         if distributed.ranks > 1 and not parallel:
             raise UserError("it runs on one device: call it with python, not with torchrun")
         _check_schedule(args)
-        with _alone_in(getattr(args, "save_path", None)):
+        alone = hasattr(args, "save_path") and distributed.rank == 0
+        with locked(args.save_path) if alone else contextlib.nullcontext():
             main(args)
             distributed.leave()
         sys.stdout.flush()
@@ -141,17 +139,6 @@ def run(main, parser, argv=None, *, parallel=False):
         if message is None:
             raise
         sys.exit(_fail(parser.prog, message, 1))
-
-
-@contextlib.contextmanager
-def _alone_in(folder):
-    """A block in which no other process works in --save_path, for a script that has one."""
-    if not folder or distributed.rank > 0:
-        yield
-        return
-    with locked(folder):
-        remove_unfinished(folder)
-        yield
 
 
 # What PyTorch and the system say of a machine that does not suffice -> what to do.

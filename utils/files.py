@@ -1,20 +1,48 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all: Ctrl-C and SIGTERM stop a stage between two writes, never within one."""
 
 import contextlib
 import fcntl
 import json
 import os
 import secrets
+import signal
 
 from utils.errors import UserError
-from utils.stopping import postponed
+
+
+_held = None  # signals that came during a write; None when there is none
+
+
+def _stop(signum, frame):
+    if _held is None:
+        raise KeyboardInterrupt(signum)
+    _held.append(signum)
+
+
+def stop_between_writes():
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt(signal number)."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+
+
+@contextlib.contextmanager
+def postponed():
+    """A block that a signal does not break into: what arrives meanwhile is raised at its end."""
+    global _held
+    _held = []
+    try:
+        yield
+    finally:
+        _held, came = None, _held
+    if came:
+        raise KeyboardInterrupt(came[0])
 
 
 def write_atomically(path, write):
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     # A name of its own: several processes may write the same file, and the last whole one is kept.
-    temporary = os.path.join(os.path.dirname(path), f"{os.path.basename(path)[:60]}.{secrets.token_hex(4)}.part")
+    temporary = f"{path}.{secrets.token_hex(4)}.part"
     with postponed():
         try:
             with open(temporary, "xb") as file:
@@ -59,30 +87,20 @@ def read_log(path):
     for number, line in enumerate(text[:text.rfind(b"\n") + 1].splitlines(), 1):
         try:
             records.append(json.loads(line))
-            if not isinstance(records[-1], dict) or type(records[-1].get("epoch", 0)) is not int:
-                raise ValueError
-        except (ValueError, RecursionError):
+        except ValueError:
             raise UserError(f"line {number} of {path} is no record of a run: mend that line, or move the file away to "
                             f"begin a new log") from None
     return records
 
 
-def remove_unfinished(folder):
-    """Remove what a killed process was writing into `folder`, which the caller has locked. Partitions are left: they
-    are written without a lock."""
-    for name in os.listdir(folder):
-        if name.endswith(".part") and not name.startswith("partition"):
-            os.unlink(os.path.join(folder, name))
-
-
 @contextlib.contextmanager
 def locked(folder):
-    """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
+    """A block in which no other process works in `folder`, which is made when absent. What a killed process was writing
+    there goes, but for partitions, which are written without a lock.
 
     The lock is the operating system's, so it ends with the process. Raises UserError where another process works there.
     On file systems without locks nobody is kept out.
     """
-    made = not os.path.exists(folder)
     os.makedirs(folder, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -93,9 +111,9 @@ def locked(folder):
                             f"folder") from None
         except OSError:
             pass
-        yield folder
+        for name in os.listdir(folder):
+            if name.endswith(".part") and not name.startswith("partition"):
+                os.unlink(os.path.join(folder, name))
+        yield
     finally:
-        if made:
-            with contextlib.suppress(OSError):  # it holds something
-                os.rmdir(folder)
         os.close(handle)
