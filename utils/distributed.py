@@ -8,7 +8,6 @@ Without torchrun there is one rank, and each function below leaves what it is gi
 import contextlib
 import datetime
 import functools
-import inspect
 import os
 import sys
 
@@ -121,11 +120,6 @@ def summed(tensor):
     return tensor
 
 
-def averaged(tensor):
-    """The mean of a tensor over the ranks."""
-    return summed(tensor) / ranks
-
-
 def parallel(network):
     """The network as a training loop calls it: backward() averages the gradients over the ranks, and batch norm, within
     `network` itself, its statistics. `network` keeps its parameters and the names of its tensors."""
@@ -137,10 +131,7 @@ def parallel(network):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.__class__ = _SyncBatchNormOnCPU
-    # Buffers need no broadcast: they are equal on all ranks. PyTorch's releases name the flag differently.
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(network, **{name: False})
+    return DistributedDataParallel(network)
 
 
 class _SyncBatchNormOnCPU(nn.BatchNorm2d):

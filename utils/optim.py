@@ -28,7 +28,7 @@ class LossMeter:
 
     def means(self):
         """{name: mean over the epoch's images, those of all ranks}."""
-        means = distributed.averaged(torch.stack(list(self.sums.values())) / self.count)
+        means = distributed.summed(torch.stack(list(self.sums.values()))) / (self.count * distributed.ranks)
         return dict(zip(self.sums, means.tolist()))
 
 
