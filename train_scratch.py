@@ -16,11 +16,10 @@ from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import count_correct, percent, record_independent, record_network
+from utils.metrics import count_correct, percent, record_network
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
-
 
 # --subset -> (kind of checkpoint, its name, subset of the classes that it is trained on, that its head has)
 SUBSETS = {
@@ -103,14 +102,6 @@ def initial_network(args, num_classes, image_size):
     return network, checksum({"tensors": tensors})
 
 
-def record(save_path, partition, kind, classes, counts):
-    """Write this network's part of Table 1 into the metrics files; counts: {split: counts over `classes`}."""
-    if kind == "independent":
-        record_independent(save_path, partition, classes, counts)
-    else:
-        record_network(save_path, partition, kind, counts)
-
-
 def main(args):
     runtime = Runtime.of(args)
     partition = obtain_partition(args)
@@ -123,7 +114,7 @@ def main(args):
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
     if done is not None:
-        record(args.save_path, partition, kind, classes, done["counts"])
+        record_network(args.save_path, partition, kind, done["counts"], classes)
         return
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
@@ -149,7 +140,7 @@ def main(args):
 
     if distributed.rank == 0:
         counts = {split: counts_on(split) for split in evaluation}
-        record(args.save_path, partition, kind, classes, counts)
+        record_network(args.save_path, partition, kind, counts, classes)
         # the checkpoint last: it says that the stage is complete
         save_checkpoint(out, kind, network.state_dict(), **describe(args.arch, classes, partition),
                         settings=settings, counts=counts)

@@ -82,25 +82,18 @@ def write_metrics(path, partition, **entries):
         save_json(path, {**read_metrics(path, partition), "partition_hash": partition.hash, **entries})
 
 
-def record_network(save_path, partition, name, counts):
-    """Write the column of T0 ("original") or R ("retrained"); counts: {split: counts}, as its checkpoint holds them."""
-    for split, of_split in counts.items():
-        original = of_split if name == "original" else None
-        column = {**table1(of_split, partition, original), "counts": of_split}
-        write_metrics(metrics_path(save_path, split), partition, **{name: column})
-
-
-def record_independent(save_path, partition, classes, counts):
-    """Write an Independent network's part of Table 1's column: Pre or Dep Acc over its own classes alone, and Avg Acc
-    once both networks are there; counts: {split: counts over `classes`}."""
+def record_network(save_path, partition, name, counts, classes=None):
+    """Write a network's column of Table 1: that of T0 ("original"), of R ("retrained"), or the part of an Independent
+    network in the one that both share, with an Avg Acc once both are there. counts: {split: counts over `classes`, or
+    over all}, as its checkpoint holds them."""
     for split, of_split in counts.items():
         path = metrics_path(save_path, split)
-        column = read_metrics(path, partition).get("independent", {})
-        both = column.get("counts", {key: [0] * partition.num_classes for key in of_split})
+        whole = read_metrics(path, partition).get(name, {}).get("counts")
+        whole = whole or {key: [0] * partition.num_classes for key in of_split}
         for key, values in of_split.items():
-            for c, value in zip(classes, values):
-                both[key][c] = value
-        column = {**table1(both, partition), "counts": both}
+            for c, value in zip(classes or partition.classes("all"), values):
+                whole[key][c] = value
+        column = {**table1(whole, partition, whole if name == "original" else None), "counts": whole}
         if None in (column["pre_acc"], column["dep_acc"]):
             column["avg_acc"] = None
-        write_metrics(path, partition, independent=column)
+        write_metrics(path, partition, **{name: column})

@@ -1,5 +1,6 @@
 """Where and in which precision a stage computes, and its random numbers."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -101,9 +102,8 @@ def _has_bfloat16(device):
 
 def cpu_name():
     """The processor's name, as far as the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
