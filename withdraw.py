@@ -45,16 +45,12 @@ def get_args_parser():
     return parser
 
 
-def target_of(args):
-    """The path of T's file."""
-    return args.target or os.path.join(args.save_path, "target.pt")
-
-
 def load_parts(args):
     """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
     deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
     back) and, of a single deposit, deposit (T_r)."""
-    target_path, folders = target_of(args), args.deposit or [args.save_path]
+    target_path = args.target or os.path.join(args.save_path, "target.pt")
+    folders = args.deposit or [args.save_path]
     content, partition = read(target_path, ("target", "recover"))
     target, upper = cut(content, partition, target_path)
     given, away = copy.deepcopy(target), dict(content["away"])
@@ -69,10 +65,6 @@ def load_parts(args):
     if args.merge != "difference" or content["kind"] == "target" and alone:
         deposit_path = os.path.join(folders[0], "deposit.pt")
         modules["deposit"] = read_deposit(deposit_path, target_path, content, partition)
-    for name, tensor in modules.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{target_path} or what belongs to it holds weights that are not finite ({name}): train "
-                            f"them again")
     return content, partition, modules.requires_grad_(False).eval(), away
 
 

@@ -12,7 +12,6 @@ from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from models.difference import BITS, decode, encode, pack, quantise, shifted, unpack
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -69,13 +68,6 @@ def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
     assert (numbers * scale - rows).square().sum() < ((rows / coarse).round() * coarse - rows).square().sum()
     numbers, scale = quantise(torch.zeros(2, 3), largest=7)
     assert not numbers.any() and not (numbers * scale).any()
-
-
-def test_weights_that_are_not_finite_are_refused():
-    original, target = lower_parts()
-    target["bn.weight"][1] = float("nan")
-    with pytest.raises(UserError, match="'bn.weight' are not finite"):
-        encode(original, target, 4)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -179,4 +171,4 @@ def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     assert "difference.pt of bee" in fail("train_deposit.py", *from_cow, *from_alone)
     two_branches = ["--original", chain[0] / "recover.pt"]
     assert "two branches" in fail("train_deposit.py", *from_cow, *two_branches)
-    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "new").iterdir())

@@ -162,11 +162,6 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(spoiled, spoil, word):
     assert not os.path.exists(MARKER)
 
 
-def floats(content):
-    """The packed difference of a difference.pt as the numbers that its first bytes are."""
-    return content["tensors"]["difference"][:4].view(torch.float32)
-
-
 CONTRADICTIONS = {
     "original": [
         (lambda c: c["tensors"].pop("head.fc.bias"), 'Missing key(s) in state_dict: "head.fc.bias"'),
@@ -178,10 +173,9 @@ CONTRADICTIONS = {
     "deposit": [
         (lambda c: c.update(target="0" * 64), "does not belong to"),
         (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
-        (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
-        (lambda c: c["tensors"]["stem.conv1.weight"].fill_(float("inf")), "not finite")],
+        (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1")],
     "difference": [
-        (lambda c: floats(c).fill_(1e38), "not finite"), (lambda c: c.update(id="0"), "not away from"),
+        (lambda c: c.update(id="0"), "not away from"),
         (lambda c: c.update(original="0"), "another original or cut")],
 }
 
