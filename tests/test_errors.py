@@ -247,7 +247,7 @@ def state_of_a_finished_deposit(run, tensors=None, **more):
 
 @pytest.mark.parametrize("state,flags,word", [
     ({"next_epoch": 1}, ["--seed", "5"], "another deposit run (seed 0, not 5)"),
-    ({"next_epoch": 1, "tensors": {"target.stem.conv1.weight": torch.zeros(1)}}, [], "mismatch for stem.conv1.weight"),
+    ({"next_epoch": 1, "tensors": {"target.stem.conv1.weight": torch.zeros(1)}}, [], "mismatch for target.stem.conv1.weight"),
 ])
 def test_a_state_of_another_run_is_not_gone_on_with(chain, spoiled, state, flags, word):
     state_of_a_finished_deposit(spoiled, **state)

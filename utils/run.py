@@ -50,24 +50,19 @@ class TrainingRun:
 
     def track(self, optimizer, **modules):
         """Name what an epoch changes. Loads it from the state file if there is one."""
-        self._optimizer, self._modules = optimizer, modules
+        self._optimizer, self._trained = optimizer, torch.nn.ModuleDict(modules)
         self.next_epoch = 0
         if self._state is None:
             return
         tensors = self._state["tensors"]
-        for name, module in modules.items():
-            load_into(module, {key[len(name) + 1:]: t for key, t in tensors.items() if key.startswith(name + ".")},
-                      self.state_path)
-        momentum = {key[len("momentum."):]: t for key, t in tensors.items() if key.startswith("momentum.")}
-        parameters = self._trained_parameters()
-        for name, buffer in momentum.items():  # in the parameter's memory layout, without which a step is slower
-            parameter = parameters[name]
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        load_into(self._trained, {name: tensor for name, tensor in tensors.items() if not name.startswith("momentum.")},
+                  self.state_path)
+        for name, parameter in self._trained.named_parameters():
+            if f"momentum.{name}" in tensors:  # in the parameter's memory layout, without which a step is slower
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                optimizer.state[parameter]["momentum_buffer"] = buffer
         self.next_epoch = self._state["next_epoch"]
         print(f"resuming {self.stage} after epoch {self.next_epoch} of {self.epochs} ({self.state_path})", flush=True)
-
-    def _trained_parameters(self):
-        return {f"{m}.{name}": p for m, module in self._modules.items() for name, p in module.named_parameters()}
 
     def remaining_epochs(self):
         """Yield the epochs still to run, counted from 0; opens the logs before the first."""
@@ -107,7 +102,7 @@ class TrainingRun:
         seconds = round((datetime.datetime.now() - self._started).total_seconds(), 2)
         if (epoch + 1) % every == 0 or epoch + 1 == self.epochs:
             figures = {**figures, **accuracies()}
-        tensors = {f"{m}.{name}": t for m, module in self._modules.items() for name, t in module.state_dict().items()}
+        tensors = self._trained.state_dict()
         # the last step's update has met no loss yet; a sum in float64 is finite when all its terms are
         weights = {f"weight {name}": tensor.double().sum().item() for name, tensor in tensors.items()}
         check_finite({**figures, **weights}, epoch)
@@ -120,7 +115,7 @@ class TrainingRun:
             if value is not None:
                 self._writer.add_scalar(name, value, done)
         self._writer.flush()
-        for name, parameter in self._trained_parameters().items():
+        for name, parameter in self._trained.named_parameters():
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
