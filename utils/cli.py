@@ -35,21 +35,17 @@ def make_parser(description):
     return _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
 
-def bounded(kind, low=None, high=None, *, above=False):
+def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
     """An argparse type: a finite number of `kind` in [low, high], or in (low, high] if `above`."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number of type {kind.__name__}") from None
-        too_low = low is not None and (value <= low if above else value < low)
-        if not math.isfinite(value) or too_low or (high is not None and value > high):
-            sign = ">" if above else ">="
-            limit = f"{sign} {low}" + (f" and <= {high}" if high is not None else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {limit}")
+        value = kind(text)
+        if not math.isfinite(value) or value > high or value < low or above and value == low:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {'>' if above else '>='} {low} and "
+                                             f"<= {high}")
         return value
 
+    parse.__name__ = kind.__name__  # for argparse, which names it where the text is no number
     return parse
 
 
@@ -145,7 +141,7 @@ def run(main, parser, argv=None, *, parallel=False):
 _EXPLANATIONS = (
     (("CUDA out of memory", "out of memory on device"),
      "the GPU's memory does not suffice: lower --batch_size, or free the GPU"),
-    (("can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    (("MemoryError", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
      "the memory of this machine does not suffice: lower --batch_size or --image_size, or end other programs"),
     (("can't start new thread", "Resource temporarily unavailable", "libgomp: Thread creation failed"),
      "the system allows no further process or thread: raise its limit (ulimit -u), or set OMP_NUM_THREADS=1"),
@@ -162,10 +158,9 @@ def _explained(error):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "nobody reads the output any more; run the same command again to go on after the last whole epoch"
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, (RuntimeError, ValueError, MemoryError, OSError)):
-        for signs, advice in _EXPLANATIONS:
-            if any(sign in text for sign in signs) or isinstance(error, MemoryError) and "allocate" in signs[0]:
-                return advice
+    for signs, advice in _EXPLANATIONS:
+        if any(sign in text for sign in signs):
+            return advice
     if isinstance(error, OSError):  # disk full, folder not writable, path too long: the system's word is clear enough
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}"
