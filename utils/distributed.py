@@ -76,18 +76,16 @@ def by_rank_0(function):
     def shared(*args, **kwargs):
         if ranks == 1:
             return function(*args, **kwargs)
-        result, error = None, None
+        both = [None, None]  # result, error
         if rank == 0:
             try:
-                result = function(*args, **kwargs)
-            except (UserError, OSError) as failure:
-                error = failure
-        both = [result, error]
+                both[0] = function(*args, **kwargs)
+            except (UserError, OSError) as error:
+                both[1] = error
         dist.broadcast_object_list(both, device=torch.device("cpu"))
-        result, error = both
-        if error is not None:
-            raise error
-        return result
+        if both[1] is not None:
+            raise both[1]
+        return both[0]
 
     return shared
 
