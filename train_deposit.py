@@ -108,7 +108,7 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
     D_r has. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
     lirf.train()
-    meter, steps, generator = LossMeter(epoch), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
+    meter, steps, generator = LossMeter(), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
     images = dataclasses.replace(images, labels=torch.stack([images.labels, y_r], 1))
     data = batches(images, args.batch_size, runtime.device, generator=generator)

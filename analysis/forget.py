@@ -185,7 +185,7 @@ def train(net, images, held_out, figures, prefix, runtime, training, args):
     for epoch in training.remaining_epochs():
         if forgotten():  # so a run that was killed after its stop ends there too
             break
-        meter, generator = LossMeter(epoch), runtime.generator(epoch)
+        meter, generator = LossMeter(), runtime.generator(epoch)
         data = batches(images, args.batch_size, runtime.device, generator=generator)
         for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
             net.target.train(args.bn_stats == "updated")

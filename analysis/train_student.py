@@ -62,7 +62,7 @@ def attention_pairs(student_layers, teacher_layers):
 def train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns the mean of every loss."""
     student.train()
-    meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
+    meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
     data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():

@@ -5,39 +5,24 @@ import math
 import torch
 
 from utils import distributed
-from utils.errors import UserError
 
 
 class LossMeter:
-    """Means of named losses over batches, weighted by their size and summed on the device.
+    """Means of named losses over batches, weighted by their size and summed on the device: looking at each would make
+    the host wait for a GPU at every step."""
 
-    On the CPU a loss that is not finite stops the run at its step; on CUDA, where looking would make the
-    host wait for the device at every step, at the end of its epoch.
-    """
-
-    def __init__(self, epoch):
-        self.epoch, self.sums, self.count = epoch, {}, 0
+    def __init__(self):
+        self.sums, self.count = {}, 0
 
     def update(self, losses, batch):
         for name, loss in losses.items():
-            loss = loss.detach()
-            if loss.device.type == "cpu":
-                check_finite({name: loss.item()}, self.epoch)
-            self.sums[name] = self.sums.get(name, 0) + loss.double() * batch
+            self.sums[name] = self.sums.get(name, 0) + loss.detach().double() * batch
         self.count += batch
 
     def means(self):
         """{name: mean over the epoch's images, those of all ranks}."""
         means = distributed.summed(torch.stack(list(self.sums.values()))) / (self.count * distributed.ranks)
         return dict(zip(self.sums, means.tolist()))
-
-
-def check_finite(values, epoch):
-    """Raise UserError, naming the first value that is NaN or infinite."""
-    for name, value in values.items():
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
-                            f"--clip_norm; the state after the epoch before is kept")
 
 
 def learning_rate(args, step, steps_per_epoch):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
 from utils.errors import UserError
 from utils.files import read_log, write_atomically
-from utils.optim import check_finite
 
 
 class TrainingRun:
@@ -105,7 +105,10 @@ class TrainingRun:
         tensors = self._trained.state_dict()
         # the last step's update has met no loss yet; a sum in float64 is finite when all its terms are
         weights = {f"weight {name}": tensor.double().sum().item() for name, tensor in tensors.items()}
-        check_finite({**figures, **weights}, epoch)
+        for name, value in {**figures, **weights}.items():
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
+                                f"--clip_norm; the state after the epoch before is kept")
         if distributed.rank > 0:
             return
         done = epoch + 1
