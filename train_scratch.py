@@ -61,23 +61,21 @@ def get_args_parser():
 def obtain_partition(args):
     """The manifest that the flags mean, kept as <save_path>/partition.json."""
     kept = os.path.join(args.save_path, "partition.json")
-    if args.partition is not None:
-        partition = read_partition(args.partition)
-    elif os.path.exists(kept):
+    given = read_partition(args.partition) if args.partition is not None else None
+    if os.path.exists(kept):
         partition = read_partition(kept)
-    else:
-        partition = make_partition("cifar10", args.data_dir, seed=args.seed)
-    if not os.path.exists(kept):
-        save_partition(kept, partition)
-    elif read_partition(kept) != partition:
-        raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
+        if given not in (None, partition):
+            raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
+        return partition
+    partition = given or make_partition("cifar10", args.data_dir, seed=args.seed)
+    save_partition(kept, partition)
     return partition
 
 
 def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns {"loss": mean cross-entropy, "lr": last rate}."""
     network.train()
-    meter, steps = LossMeter(epoch), steps_per_epoch(images, args.batch_size)
+    meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
     data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         lr = learning_rate(args, epoch * steps + i, steps)

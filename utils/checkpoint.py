@@ -36,15 +36,11 @@ def checksum(content):
     return digest.hexdigest()
 
 
-def cpu_tensors(state_dict):
-    """A state_dict's tensors, copied to the CPU, contiguous in their plain layout and sharing no storage."""
-    return {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in state_dict.items()}
-
-
 def save_checkpoint(path, kind, tensors, **content):
     """Write a checkpoint atomically and return its checksum."""
-    content = {"format": FORMAT, "kind": kind, "tensors": cpu_tensors(tensors), **content}
+    tensors = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # sharing no storage
+               for name, tensor in tensors.items()}
+    content = {"format": FORMAT, "kind": kind, "tensors": tensors, **content}
     content["checksum"] = checksum(content)
     try:
         write_atomically(path, lambda file: torch.save(content, file))
