@@ -88,7 +88,7 @@ def test_a_table_without_runs_or_logs_is_refused_in_one_line(tree, monkeypatch):
     root, _ = tree
     monkeypatch.setattr(report.main, "__defaults__", (str(root),))
     (root / report.LEDGER).unlink()
-    assert "ledger.json does not exist" in fail("analysis/report.py", "--check")
+    assert "ledger.json)" in fail("analysis/report.py", "--check")
     for text, word in (("table other", "has no runs"), ("table quickstart: Nobody", "has no row 'Nobody'")):
         (root / "README.md").write_text(f"<!-- {text} -->\n<!-- end -->\n")
         assert word in fail("analysis/report.py")

@@ -65,17 +65,12 @@ def save_json(path, content):
 
 
 def load_json(path):
-    """Read a JSON object. Raises UserError when the file is missing or holds none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path} does not exist or is no file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
+    """Read a JSON file. Raises UserError when it is damaged."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is not a JSON file: {error}") from None
 
 
 def read_log(path):

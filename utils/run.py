@@ -119,9 +119,8 @@ class TrainingRun:
                 self._writer.add_scalar(name, value, done)
         self._writer.flush()
         for name, parameter in self._trained.named_parameters():
-            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+            if parameter in self._optimizer.state:
+                tensors[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
         save_checkpoint(self.state_path, "state", tensors, next_epoch=done, settings=self.settings)
         shown = [f"{name} {value:.4g}" for name, value in record.items() if name != "epoch" and value is not None]
         print(f"{self.stage} epoch {done}/{self.epochs}: {', '.join(shown)}", flush=True)
