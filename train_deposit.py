@@ -196,9 +196,8 @@ def main(args):
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
 
-    with distributed.rank_0_first():
-        images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-        shown = load_if_there(partition, args.data_dir, partition.logged_split, "no accuracies will be logged")
+    images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
+    shown = load_if_there(partition, args.data_dir, partition.logged_split, "no accuracies will be logged")
     if args.images_per_class is not None:
         images = first_images(images, args.images_per_class, args.seed)
     images = images.to(runtime.device)

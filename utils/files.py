@@ -9,7 +9,6 @@ import signal
 
 from utils.errors import UserError
 
-
 _held = None  # signals that came during a write; None when there is none
 
 
