@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 def concat(z_t: Tensor, z_r: Tensor, preserved: Tensor, deposit: Tensor) -> Tensor:
     """z_T~ = [g(z_T), g-bar(z_Tr)]: the paper's equation. Preserved columns from T, deposit columns from T_r."""
     return z_t.index_copy(1, deposit, z_r.index_select(1, deposit).to(z_t.dtype))

@@ -139,7 +139,7 @@ def run(main, parser, argv=None, *, parallel=False):
 
 # What PyTorch and the system say of a machine that does not suffice -> what to do.
 _EXPLANATIONS = (
-    (("CUDA out of memory", "out of memory on device"),
+    (("OutOfMemoryError", "CUDA out of memory", "out of memory on device"),
      "the GPU's memory does not suffice: lower --batch_size, or free the GPU"),
     (("MemoryError", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
      "the memory of this machine does not suffice: lower --batch_size or --image_size, or end other programs"),
