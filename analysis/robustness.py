@@ -1,6 +1,8 @@
 """What may speak for a deposit module: T goes on being trained on preserved images, as a network in use does, and is
-then withdrawn by T_r and by the difference, which fits exactly one T."""
+then withdrawn by T_r and by the difference, which fits exactly one T. "weights" is the difference without batch norm's
+statistics: added to those of a T that has moved, variances become negative and the network's answers are no numbers."""
 
+import copy
 import os
 from types import SimpleNamespace
 
@@ -41,14 +43,18 @@ def withdrawn_after(folder, args, runtime):
                        for split, subset in (("train", "preservation"), ("test", "all")))
     before, original = (modules[name].state_dict() for name in ("target", "difference"))
     difference = {name: original[name] - tensor for name, tensor in before.items() if tensor.is_floating_point()}
+    weights = {name: d for name, d in difference.items() if "running_" not in name}
     target, found = join_network(modules["target"], modules["upper"]), {}
     for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
         if step in args.steps:
-            lower, parts = modules["difference"], torch.nn.ModuleDict()
+            parts, counts = torch.nn.ModuleDict({"deposit": modules["deposit"]}), {}
             parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
-            lower.load_state_dict(shifted(parts["target"].state_dict(), difference, 1))
-            parts["difference"], parts["deposit"] = lower, modules["deposit"]
-            counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
+            parts["difference"] = copy.deepcopy(parts["target"])
+            for name, added in (("difference", difference), ("weights", weights)):
+                parts["difference"].load_state_dict(shifted(parts["target"].state_dict(), added, 1))
+                of_rules = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
+                counts[name] = of_rules.pop("difference")
+            counts.update(of_rules)
             found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     return found
 
@@ -58,7 +64,8 @@ def main(args):
     for folder in args.runs:
         runs.append(withdrawn_after(folder, args, runtime))
         save_json(os.path.join(folder, "robustness.json"), {**runtime.describe(), "lr": args.lr, "steps": runs[-1]})
-    for rule, label in {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}.items():
+    names = {**WITHDRAWALS, "weights": "difference of the weights"}
+    for rule, label in {"target": "T", **{rule: f"T~, {label}" for rule, label in names.items()}}.items():
         for step in runs[0]:
             rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
                                               for key in ("pre_acc", "dep_acc", "avg_acc")}
