@@ -72,8 +72,8 @@ def load_weights(network, arch, image_size, tensors, where, keep_head):
     if any(given[name].shape != expected[name].shape for name in _HEAD):
         classes, wanted = (len(state["head.fc.bias"]) for state in (given, expected))
         if keep_head:
-            raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 or "
-                            f"more")
+            raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 "
+                            f"or more")
         given.update({name: expected[name] for name in _HEAD})
     if not all(tensor.isfinite().all() for tensor in given.values()):
         raise UserError(f"{where} holds weights that are not finite: name another file")
