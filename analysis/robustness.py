@@ -1,6 +1,6 @@
 """What may speak for a deposit module: T goes on being trained on preserved images, as a network in use does, and is
-then withdrawn by T_r and by the difference, which fits exactly one T. "weights" is the difference without batch norm's
-statistics: added to those of a T that has moved, variances become negative and the network's answers are no numbers."""
+then withdrawn by T_r and by the difference, which fits exactly one T. Added to a T that has moved it makes variances of
+batch norm negative, so that the answers are no numbers; "floored" keeps them at a tenth of that T's or more."""
 
 import copy
 import os
@@ -19,6 +19,10 @@ from utils.metrics import table1
 from utils.runtime import Runtime
 from utils.tables import COLUMNS, WITHDRAWALS, markdown, summary
 from withdraw import load_parts, measure
+
+
+LABELS = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()},
+          "floored": "T~, difference, variances floored"}
 
 
 def get_args_parser():
@@ -43,15 +47,18 @@ def withdrawn_after(folder, args, runtime):
                        for split, subset in (("train", "preservation"), ("test", "all")))
     before, original = (modules[name].state_dict() for name in ("target", "difference"))
     difference = {name: original[name] - tensor for name, tensor in before.items() if tensor.is_floating_point()}
-    weights = {name: d for name, d in difference.items() if "running_" not in name}
     target, found = join_network(modules["target"], modules["upper"]), {}
     for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
         if step in args.steps:
             parts, counts = torch.nn.ModuleDict({"deposit": modules["deposit"]}), {}
             parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
             parts["difference"] = copy.deepcopy(parts["target"])
-            for name, added in (("difference", difference), ("weights", weights)):
-                parts["difference"].load_state_dict(shifted(parts["target"].state_dict(), added, 1))
+            state = parts["target"].state_dict()
+            recovered = shifted(state, difference, 1)
+            floored = {key: tensor.maximum(state[key] / 10) if key.endswith("running_var") else tensor
+                       for key, tensor in recovered.items()}
+            for name, lower in (("difference", recovered), ("floored", floored)):
+                parts["difference"].load_state_dict(lower)
                 of_rules = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
                 counts[name] = of_rules.pop("difference")
             counts.update(of_rules)
@@ -59,13 +66,19 @@ def withdrawn_after(folder, args, runtime):
     return found
 
 
+def average_rows(runs):
+    """{T or rule: {steps: summary of Avg Acc}} of the contents of robustness.json files; T's Dep Acc in front."""
+    rows = {"T: Dep Acc": ("target", "dep_acc"), **{label: (rule, "avg_acc") for rule, label in LABELS.items()}}
+    return {label: {f"{step} steps": summary([run["steps"][step][rule][key] for run in runs])
+                    for step in runs[0]["steps"]} for label, (rule, key) in rows.items()}
+
+
 def main(args):
     runtime, runs, rows = Runtime.of(args), [], {}
     for folder in args.runs:
         runs.append(withdrawn_after(folder, args, runtime))
         save_json(os.path.join(folder, "robustness.json"), {**runtime.describe(), "lr": args.lr, "steps": runs[-1]})
-    names = {**WITHDRAWALS, "weights": "difference of the weights"}
-    for rule, label in {"target": "T", **{rule: f"T~, {label}" for rule, label in names.items()}}.items():
+    for rule, label in LABELS.items():
         for step in runs[0]:
             rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
                                               for key in ("pre_acc", "dep_acc", "avg_acc")}

@@ -9,6 +9,7 @@ from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
 from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
+from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.tsne import NETWORKS
 from utils.files import load_json
@@ -156,6 +157,9 @@ TABLES = {
                    published("resnet20", "9_methods.sh 0", 'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" '),
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
+    "robustness": Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",
+                        "methods/resnet20/lirf/seed*/robustness.json",
+                        lambda paths: average_rows([load_json(path) for path in paths]), "Avg Acc after"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10", "settings/**/metrics_val.json", ablation("val"),
