@@ -171,4 +171,4 @@ def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     assert "difference.pt of bee" in fail("train_deposit.py", *from_cow, *from_alone)
     two_branches = ["--original", chain[0] / "recover.pt"]
     assert "two branches" in fail("train_deposit.py", *from_cow, *two_branches)
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()

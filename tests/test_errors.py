@@ -189,7 +189,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(chain, spoiled, kind, c
 # partitions
 
 @pytest.mark.parametrize("change,word", [
-    ("", "not a JSON file"), ("[]", "not a partition"), ("{}", "not a partition"),
+    ("", "not a JSON file"), ("[]", "no JSON object"), ("{}", "not a partition"), ("[" * 100_000, "not a JSON file"),
     ('{"format": "lirf-partition/3"}', "'dataset' is missing"), ({"format": "other/1"}, "format is not"),
     *(({key: value}, "changed after it was written") for key, value in (
         ("deposit_classes", [0]), ("mean", [0.1, 0.2, 0.3]), ("more", 1), ("hash", "0"))),
@@ -253,7 +253,7 @@ def test_a_state_of_another_run_is_not_gone_on_with(chain, spoiled, state, flags
     assert word in redeposit_fails(chain, spoiled, *flags)
 
 
-@pytest.mark.parametrize("line", ["nonsense", "{"])
+@pytest.mark.parametrize("line", ["nonsense", "{", "[1]", '{"epoch": "two"}'])
 def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line):
     (tmp_path / "deposit_log.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{{"epo')
     message = fail("train_deposit.py", *deposit_flags(chain, tmp_path), unchanged=tmp_path)

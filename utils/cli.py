@@ -41,8 +41,9 @@ def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
     def parse(text):
         value = kind(text)
         if not math.isfinite(value) or value > high or value < low or above and value == low:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {'>' if above else '>='} {low} and "
-                                             f"<= {high}")
+            limits = [f"{'>' if above else '>='} {low}"] if low > -math.inf else []
+            limits += [f"<= {high}"] if high < math.inf else []
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(limits) or 'finite'}")
         return value
 
     parse.__name__ = kind.__name__  # for argparse, which names it where the text is no number

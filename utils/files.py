@@ -64,12 +64,15 @@ def save_json(path, content):
 
 
 def load_json(path):
-    """Read a JSON file. Raises UserError when it is damaged."""
+    """Read a JSON object. Raises UserError when the file is damaged or holds none."""
     with open(path, encoding="utf-8") as file:
         try:
-            return json.load(file)
-        except ValueError as error:
+            content = json.load(file)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
 
 
 def read_log(path):
@@ -81,7 +84,9 @@ def read_log(path):
     for number, line in enumerate(text[:text.rfind(b"\n") + 1].splitlines(), 1):
         try:
             records.append(json.loads(line))
-        except ValueError:
+            if not isinstance(records[-1], dict) or type(records[-1].get("epoch", 0)) is not int:
+                raise ValueError
+        except (ValueError, RecursionError):
             raise UserError(f"line {number} of {path} is no record of a run: mend that line, or move the file away to "
                             f"begin a new log") from None
     return records
@@ -89,12 +94,13 @@ def read_log(path):
 
 @contextlib.contextmanager
 def locked(folder):
-    """A block in which no other process works in `folder`, which is made when absent. What a killed process was writing
-    there goes, but for partitions, which are written without a lock.
+    """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
+    What a killed process was writing there goes, but for partitions, which are written without a lock.
 
     The lock is the operating system's, so it ends with the process. Raises UserError where another process works there.
     On file systems without locks nobody is kept out.
     """
+    made = not os.path.exists(folder)
     os.makedirs(folder, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -110,4 +116,7 @@ def locked(folder):
                 os.unlink(os.path.join(folder, name))
         yield
     finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
         os.close(handle)
