@@ -77,13 +77,14 @@ def recover_network(modules, partition, merge):
 
 
 def measure(modules, data, partition, device):
-    """{name: counts} of the target network and of every way to withdraw, in one pass over (x, y) batches."""
+    """{name: counts} of every lower part in `modules` but T_r, followed by the upper part, and of every rule that
+    merges T_r with T, in one pass over (x, y) batches."""
     preserved, deposited = (torch.tensor(partition.classes(subset), device=device)
                             for subset in ("preservation", "deposit"))
 
     def forward(x, y):
         z = {name: modules["upper"](module(x)) for name, module in modules.items() if name != "upper"}
-        outputs = {"target": z["target"], "difference": z["difference"]}
+        outputs = {name: logits for name, logits in z.items() if name != "deposit"}
         if "deposit" in z:
             z_t, z_r = z["target"], z["deposit"]
             outputs |= {name: rule(z_t, z_r, preserved, deposited) for name, rule in MERGE_RULES.items()}

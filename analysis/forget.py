@@ -110,9 +110,9 @@ def delete(net, x, y, generator):
 
 
 def spotter(net, x, y, generator):
-    """0.7 of DELETE's loss on x, 0.3 of it on x_a, and lambda_cosine times the mean cosine of the features of two images
-    of one class (Ha et al., ICML 2026, 2506.01318). x_a: three steps of 0.01 towards T0's best preserved class. The authors' code makes
-    x_a once, steps away from the second-best class and clamps normalised pixels."""
+    """0.7 of DELETE's loss on x, 0.3 of it on x_a, and lambda_cosine times the mean cosine of the features of two
+    images of one class (Ha et al., ICML 2026, 2506.01318). x_a: three steps of 0.01 towards T0's best preserved class.
+    The authors' code makes x_a once, steps away from the second-best class and clamps normalised pixels."""
     x_a = net.attacked(x, net.best_preserved(x), 0.03, 3, sign=-1)
     features = features_of(net.target, x)
     kl = losses.masked_target(net.target[-1].fc(features), net.original(x), net.deposited)
@@ -163,8 +163,8 @@ def get_args_parser():
     parser.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
     parser.add_argument("--lambda_cosine", type=bounded(float, 0), default=1.0, help="weight of spotter's cosine")
-    # Five epochs for all methods, as LIRF takes two and the deep deposit three; their authors take 1 to 20. The limit of
-    # the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
+    # Five epochs for all methods, as LIRF takes two and the deep deposit three; their authors take 1 to 20. The limit
+    # of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
     parser.set_defaults(weight_decay=0.0, split_at=1, images_per_class=None)  # read_original asks for the last two
     add_running_args(parser)

@@ -57,8 +57,9 @@ def choose(folders):
         record = load_json(names[0])
         grounds.add((record["settings"]["eval_split"], record["settings"]["partition"], record["original"]))
         found, original = record["measures"], record["reference"]["original"]
-        cells[os.path.basename(os.path.normpath(folder))] = {**found["answers"], "h_mean": h_mean(found, original),
-                                         "kl": found["drift"]["kl"], "probe": found["probe"]["dep"]}
+        cells[os.path.basename(os.path.normpath(folder))] = {
+            **found["answers"], "h_mean": h_mean(found, original), "kl": found["drift"]["kl"],
+            "probe": found["probe"]["dep"]}
     if len(grounds) > 1 or grounds.pop()[0] != "val":
         raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
                         f"--eval_split val, of one partition and T0")

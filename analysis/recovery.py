@@ -2,8 +2,8 @@
 
 For finished runs it measures ways to keep the same knowledge in one pass over the test set: the difference of the
 weights at several numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0's own
-lower part and, as a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those of whole
-files."""
+lower part and, as a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those
+of whole files."""
 
 import copy
 import io
@@ -166,15 +166,17 @@ def points_of(folder, original, args, runtime):
         add(f"difference, largest {share:.0%}", *sparse(whole, target, share))
         add(f"difference, rank {share:.0%}", *low_rank(whole, target, share))
     sizes["T0 whole, 32 bits"], lowers["T0 whole, 32 bits"] = file_size(original.state_dict()), lower_0
-    for form, bits in {f"lower part of T0, {bits} bits": bits for bits in (16, 8, 4)}.items():
-        sizes[form], lowers[form] = rounded_module(lower_0, bits)  # T has the upper part, so the rest is all of T0
+    for bits in (16, 8, 4):  # T has T0's upper part, so this is all that T0 needs
+        form = f"lower part of T0, {bits} bits"
+        sizes[form], lowers[form] = rounded_module(lower_0, bits)
     sizes["T_r rounded, 8 bits"], rounded_deposit = rounded_module(deposit, 8)
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
     preserved, deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
                             for subset in ("preservation", "deposit"))
     for part in (original, lower, upper, *lowers.values(), *targets.values(), rounded_deposit):
         runtime.place(part).requires_grad_(False)
-    for count in (n for n in IMAGES if n <= images.labels.unique(return_counts=True)[1].min()):
+    fewest = images.labels.unique(return_counts=True)[1].min()
+    for count in (count for count in IMAGES if count <= fewest):
         rows = torch.cat([torch.nonzero(images.labels == c)[:count, 0] for c in partition.deposit_classes])
         form = f"{count} images a class (trains)"
         sizes[form] = png_bytes(images[rows])

@@ -50,18 +50,16 @@ def withdrawn_after(folder, args, runtime):
     target, found = join_network(modules["target"], modules["upper"]), {}
     for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
         if step in args.steps:
-            parts, counts = torch.nn.ModuleDict({"deposit": modules["deposit"]}), {}
+            parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
             parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
-            parts["difference"] = copy.deepcopy(parts["target"])
             state = parts["target"].state_dict()
             recovered = shifted(state, difference, 1)
             floored = {key: tensor.maximum(state[key] / 10) if key.endswith("running_var") else tensor
                        for key, tensor in recovered.items()}
             for name, lower in (("difference", recovered), ("floored", floored)):
-                parts["difference"].load_state_dict(lower)
-                of_rules = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
-                counts[name] = of_rules.pop("difference")
-            counts.update(of_rules)
+                parts[name] = copy.deepcopy(parts["target"])
+                parts[name].load_state_dict(lower)
+            counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
             found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     return found
 

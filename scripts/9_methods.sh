@@ -3,9 +3,9 @@
 #   bash scripts/9_methods.sh trials          the trials alone
 #   bash scripts/9_methods.sh [seed ...]      (default: 0 1 2) the reported runs, after the trials
 # Each trained method has six trials on a draw that is not reported, with a tenth of the training images held out. The
-# one of the highest H Mean on those (deep: of the least probe at H Mean 91) is frozen, $SAVE/trials/<method>/choice.txt,
-# and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one resumes. The tables are of the draws
-# that all methods in $SAVE have.
+# one of the highest H Mean on those (deep: of the least probe at H Mean 91) is frozen,
+# $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one
+# resumes. The tables are of the draws that all methods in $SAVE have.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1: then T0 has seen
 #                                the held-out images, which the tables must say
 #   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread. R is trained as T0 is or, of

@@ -1,4 +1,4 @@
-"""How the code is laid out: arrows between packages lead one way, and functions are short."""
+"""How the code is laid out: arrows between packages lead one way, functions and lines are short."""
 
 import ast
 
@@ -51,3 +51,9 @@ def test_functions_are_short():
     mains = {path.stem: dict(functions(path))["main"] for path in ROOT.glob("*.py")}
     assert len(mains) == 4 and max(mains.values()) <= LINES_OF_MAIN, mains
     assert dict(functions(ROOT / "models" / "lirf.py"))["forward"] <= 20
+
+
+def test_no_line_is_longer_than_120_characters():
+    lines = {f"{name_of(path)}:{n}": line for path in [*FILES, *ROOT.glob("scripts/*.sh")]
+             for n, line in enumerate(path.read_text().splitlines(), 1)}
+    assert len(lines) > 5000 and not [place for place, line in lines.items() if len(line) > 120]

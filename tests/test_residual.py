@@ -146,17 +146,16 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     rows, rhos = methods.rows_of({"mine": [of_mine], "theirs": [of_mine], "lirf": [other]})
     before, answers = of_mine["measures"]["answers"], rows["T0"]["answers"].split(" / ")  # a draw counts once
     assert answers == [f"{before[key] / 2:.4g}" for key in ("pre", "dep")] and rhos["mine"][usable] is None
-    assert "was measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, "--original",
-                                                     networks / "original/original.pt", "--retrained",
-                                                     networks / "retrained_0/retrained.pt", "--data_dir",
-                                                     networks / "images", *WITHDRAW)
+    flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--retrained",
+             networks / "retrained_0/retrained.pt", *WITHDRAW]
+    assert "measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, *flags)
 
 
 def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, monkeypatch):
     """At a rate of 1e4 the network names one class for all images."""
     _, partition = load_network(str(networks / "original/original.pt"))
-    images = residual.image_sets(partition, SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0),
-                                 "cpu")
+    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
+    images = residual.image_sets(partition, args, "cpu")
     network = load_network(str(networks / "retrained_0/retrained.pt"))[0]
     with torch.no_grad():
         network[-1].fc.bias[partition.deposit_classes] = -1000.0

@@ -131,7 +131,8 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
 
 
 @pytest.mark.parametrize("script, arguments, variables, message", [
-    ("9_methods", [], {"EPOCHS": 0}, "RETRAIN_EPOCHS"), ("3_table3_transferability", [], {"WEIGHTS": "x"}, "RETRAIN_EPOCHS"),
+    ("9_methods", [], {"EPOCHS": 0}, "RETRAIN_EPOCHS"),
+    ("3_table3_transferability", [], {"WEIGHTS": "x"}, "RETRAIN_EPOCHS"),
     ("9_methods", [1, 10], {}, "draw of seed 10 chooses"), ("5_ablation", [0, "resnet18"], {}, "'resnet18' is no seed"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
