@@ -25,7 +25,7 @@ from datasets.batches import pixels_of
 from models import losses
 from models.architectures import split_network
 from models.checkpoints import cut, network_of, read, read_deposit, require_original
-from models.difference import decode, encode, quantise, shifted
+from models.difference import between, decode, encode, quantise, shifted
 from models.recover import concat
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
@@ -72,7 +72,7 @@ def split_entries(original, target):
     """({name: D} of the convolutions, the bytes that the difference takes for all else, {name: D rounded} of that)."""
     vectors = {name: t for name, t in target.items() if t.is_floating_point() and t.dim() < 2}
     data = encode(original, vectors, 16)
-    matrices = {name: original[name] - t for name, t in target.items() if t.dim() > 1}
+    matrices = {name: d for name, d in between(original, target).items() if d.dim() > 1}
     return matrices, data, decode(data, vectors, 16)
 
 
@@ -111,7 +111,7 @@ def rounded_module(module, bits):
     nothing = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     data = encode(state, nothing, bits)
     module = copy.deepcopy(module)
-    module.load_state_dict({**state, **decode(data, nothing, bits)})
+    module.load_state_dict({**state, **shifted(nothing, decode(data, nothing, bits), 1)})
     return file_size({"kept": data}), module
 
 

@@ -1,6 +1,5 @@
 """What may speak for a deposit module: T goes on being trained on preserved images, as a network in use does, and is
-then withdrawn by T_r and by the difference, which fits exactly one T. Added to a T that has moved it makes variances of
-batch norm negative, so that the answers are no numbers; "floored" keeps them at a tenth of that T's or more."""
+then withdrawn by T_r and by the difference, which gives T0 back from the T that it was made with, and no other."""
 
 import copy
 import os
@@ -12,7 +11,7 @@ from analysis.residual import tune
 from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import join_network, split_network
-from models.difference import shifted
+from models.difference import between, shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.files import save_json
 from utils.metrics import table1
@@ -21,8 +20,7 @@ from utils.tables import COLUMNS, WITHDRAWALS, markdown, summary
 from withdraw import load_parts, measure
 
 
-LABELS = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()},
-          "floored": "T~, difference, variances floored"}
+LABELS = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}
 
 
 def get_args_parser():
@@ -45,20 +43,14 @@ def withdrawn_after(folder, args, runtime):
     runtime.place(modules)
     preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
                        for split, subset in (("train", "preservation"), ("test", "all")))
-    before, original = (modules[name].state_dict() for name in ("target", "difference"))
-    difference = {name: original[name] - tensor for name, tensor in before.items() if tensor.is_floating_point()}
+    difference = between(modules["difference"].state_dict(), modules["target"].state_dict())
     target, found = join_network(modules["target"], modules["upper"]), {}
     for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
         if step in args.steps:
             parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
             parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
-            state = parts["target"].state_dict()
-            recovered = shifted(state, difference, 1)
-            floored = {key: tensor.maximum(state[key] / 10) if key.endswith("running_var") else tensor
-                       for key, tensor in recovered.items()}
-            for name, lower in (("difference", recovered), ("floored", floored)):
-                parts[name] = copy.deepcopy(parts["target"])
-                parts[name].load_state_dict(lower)
+            parts["difference"] = copy.deepcopy(parts["target"])
+            parts["difference"].load_state_dict(shifted(parts["target"].state_dict(), difference, 1))
             counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
             found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     return found

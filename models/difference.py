@@ -3,6 +3,9 @@
 The target network that is handed out is lower_0 - D with D as rounded. So the rounding falls on T, where it matters
 little, and lower_T + D is T0's lower part again, up to the rounding of float32, whatever the number of bits.
 
+Variances of batch norm are added and taken away as logarithms. So D makes none negative, whatever it is added to: a T
+that was trained further, or one from which other deposits are away.
+
 D is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
 float32 and its rounded entries, packed. The architecture tells names and shapes, so the file holds nothing else.
 """
@@ -14,6 +17,7 @@ import torch
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 VECTOR_BITS = 16  # batch norm's weights and statistics: few, and each shifts a whole channel
+EPSILON = 1e-5  # what batch norm adds to a variance, here before the logarithm
 
 
 def pack(values, bits):
@@ -59,21 +63,32 @@ def _rounded(rows, scale, largest):
     return (rows / scale.clamp_min(torch.finfo(rows.dtype).tiny)).round().clamp(-largest, largest)
 
 
+def _is_variance(name):
+    return name.endswith("running_var")
+
+
 def _tensors(lower):
     """[(name, tensor)] of what the difference covers: all but batch norm's counters."""
     return [(name, tensor) for name, tensor in sorted(lower.items()) if tensor.is_floating_point()]
 
 
-def encode(original, target, bits):
-    """D as uint8 (bytes,). original, target: state_dicts of lower_0 and lower_T; bits: one of BITS."""
-    parts = []
+def between(original, target):
+    """{name: D}, not rounded, float32 on the CPU. original, target: state_dicts of lower_0 and lower_T."""
+    found = {}
     for name, tensor in _tensors(target):
-        whole = _rows(original[name].to("cpu", torch.float32))
-        rows = whole - _rows(tensor.to("cpu", torch.float32))
-        width, largest = _levels(tensor, bits)
-        numbers, scale = quantise(rows, largest)
-        if name.endswith("running_var"):  # T's, which is T0's less D, must not become negative by the rounding
-            numbers = torch.minimum(numbers, (whole / scale).nan_to_num(0).floor())
+        values = [t.to("cpu", torch.float32) for t in (original[name], tensor)]
+        if _is_variance(name):
+            values = [(value + EPSILON).log() for value in values]
+        found[name] = values[0] - values[1]
+    return found
+
+
+def encode(original, target, bits):
+    """D as uint8 (bytes,), rounded. original, target: state_dicts of lower_0 and lower_T; bits: one of BITS."""
+    parts = []
+    for difference in between(original, target).values():
+        width, largest = _levels(difference, bits)
+        numbers, scale = quantise(_rows(difference), largest)
         parts += [scale.contiguous().view(torch.uint8).flatten(),
                   pack((numbers.flatten() + largest).to(torch.int32), width)]
     return torch.cat(parts)
@@ -94,5 +109,11 @@ def decode(data, target, bits):
 
 def shifted(state, difference, sign):
     """A lower part's state_dict with D added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
-    return {name: tensor + sign * difference[name].to(tensor) if name in difference else tensor
+    return {name: _moved(name, tensor, sign * difference[name].to(tensor)) if name in difference else tensor
             for name, tensor in state.items()}
+
+
+def _moved(name, tensor, difference):
+    if _is_variance(name):  # (tensor + EPSILON) exp(D) - EPSILON, which is the tensor itself where D is 0
+        return tensor * difference.exp() + EPSILON * difference.expm1()
+    return tensor + difference

@@ -10,7 +10,7 @@ from conftest import WITHDRAW, deposit_flags, fail, succeed
 
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
-from models.difference import BITS, decode, encode, pack, quantise, shifted, unpack
+from models.difference import BITS, between, decode, encode, pack, quantise, shifted, unpack
 from utils.checkpoint import load_checkpoint
 
 
@@ -47,18 +47,23 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
         if not tensor.is_floating_point():
             assert torch.equal(found[name], target[name])  # a counter is T's own
             continue
-        error = (found[name] - tensor).flatten(1 if tensor.dim() > 1 else 0)
-        spread = (tensor - target[name]).flatten(1 if tensor.dim() > 1 else 0)
+        error, spread = (between(original, other)[name].flatten(1 if tensor.dim() > 1 else 0)
+                         for other in (found, target))
         step = spread.abs().amax(-1) / (2 ** ((bits if tensor.dim() > 1 else 16) - 1) - 1)
         # A scale below the one at which all entries fit is taken only for a smaller squared error.
         assert (error.square().mean(-1) <= step.square() / 4 + 1e-12).all()
 
 
-def test_no_variance_of_t_becomes_negative_by_the_rounding():
-    original = {"bn.running_var": torch.tensor([40, 0.0071, 3, 0.5])}
-    target = {"bn.running_var": torch.tensor([1, 1e-7, 2.9, 0.4])}  # the second one is less than half a step
-    rounded = decode(encode(original, target, 4), target, 4)
-    assert (shifted(original, rounded, -1)["bn.running_var"] >= 0).all()
+def test_no_variance_becomes_negative_whatever_the_difference_is_added_to():
+    original = {"bn.running_var": torch.tensor([40, 0.0071, 3, 0.5, 0])}
+    target = {"bn.running_var": torch.tensor([1, 1e-7, 2.9, 40, 0])}
+    difference = decode(encode(original, target, 4), target, 4)
+    handed_out = shifted(original, difference, -1)  # T: the rounding is its own
+    torch.testing.assert_close(handed_out, target, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(shifted(handed_out, difference, 1), original, rtol=1e-5, atol=1e-9)
+    further = {"bn.running_var": torch.tensor([0.5, 0.004, 1, 0.3, 0])}  # of a T that was trained on
+    assert (shifted(further, difference, 1)["bn.running_var"] >= 0).all()
+    assert further["bn.running_var"][3] + (original["bn.running_var"] - target["bn.running_var"])[3] < 0  # as additions
 
 
 def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
@@ -77,7 +82,7 @@ def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, 
     out = succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "difference", *WITHDRAW)
     assert "Withdrawal, difference" in out
     content = load_checkpoint(str(tmp_path / "difference.pt"), "difference")
-    assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original"}
+    assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original", "variances"}
     assert content["tensors"].keys() == {"difference"} and content["tensors"]["difference"].dtype == torch.uint8
     lower = load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["cost"]["lower"]["bytes"]
     file, packed = (tmp_path / "difference.pt").stat().st_size, len(content["tensors"]["difference"])
