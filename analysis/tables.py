@@ -46,6 +46,11 @@ def variants(paths):
     return variant_rows(by_variant(paths), {"T: Dep": FIGURES["T: Dep"], **withdrawals})
 
 
+def trials(paths):
+    """Deposits by other settings, from metrics files <setting>/seed<k>/<file>."""
+    return variant_rows(by_variant(paths))
+
+
 def bank(paths):
     """The states of several banks, by the number of deposits away."""
     return bank_rows([load_json(path) for path in paths])
@@ -128,6 +133,8 @@ TABLES = {
                               "table1/cifar10_resnet18/paper/seed*/metrics.json", table1(paper="cifar10")),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
+    "cub200": Table("CUB-200-2011, 128 pixels, test set, draw of seed 0", "bash scripts/2_table1_cub200.sh",
+                    "table1/cub200/original/metrics.json", table1(paper="cub200")),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
                   "tsne/*.json", tsne, "share (%)", "../table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
@@ -168,6 +175,9 @@ TABLES = {
                                 published("resnet20", "5_ablation.sh 10",
                                           'VAL_FRACTION=0.1 AXES="lambda_kp random_label" '),
                                 "settings_published/**/metrics_val.json", ablation("val"), "axis: value"),
+    "settings_cub": Table("CUB-200-2011 at 96 pixels, held-out images, draw of seed 7",
+                          "python train_deposit.py --original original_wd2e-3/original.pt --seed 7 --batch_size 32 ...",
+                          "settings_cub/deposit/*/seed7/metrics_val.json", trials, "setting"),
     "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
                         table1()),
 }
