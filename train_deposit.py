@@ -186,10 +186,8 @@ def save_deposit(args, lirf, original, partition, settings):
 def main(args):
     runtime = Runtime.of(args)
     original, partition = read_original(args)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision",
-                                            "preset"),
-                           partition=partition.hash, precision=runtime.precision, original=original.identity,
-                           away=sorted(original.away))
+    settings = settings_of(args, leave_out=["preset"], partition=partition.hash, precision=runtime.precision,
+                           original=original.identity, away=sorted(original.away))
     beside = [os.path.join(args.save_path, name) for name in ("deposit.pt", "difference.pt")]
     if already_done(os.path.join(args.save_path, "target.pt"), "target", "deposit", settings, beside) is not None:
         record_network(args.save_path, original.with_gone(partition), "original", original.counts)
@@ -214,7 +212,8 @@ def main(args):
         if args.lambda_ms and moved is None:  # within an epoch, so that its seconds count
             moved = moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
-        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
+        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime),
+                           args.eval_every)
 
     if distributed.rank == 0:
         save_deposit(args, lirf, original, partition, settings)

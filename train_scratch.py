@@ -106,9 +106,7 @@ def main(args):
     kind, name, trained, head = SUBSETS[args.subset]
     classes = partition.classes(head)
     network, weights = initial_network(args, len(classes), partition.image_size)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "partition", "device", "precision", "weights",
-                                            "eval_every"),
-                           partition=partition.hash, precision=runtime.precision, weights=weights)
+    settings = settings_of(args, partition=partition.hash, precision=runtime.precision, weights=weights)
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
     if done is not None:

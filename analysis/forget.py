@@ -196,14 +196,13 @@ def train(net, images, held_out, figures, prefix, runtime, training, args):
             if (i + 1) % CHECK_EVERY == 0 and forgotten():
                 break
         training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps}, lambda: {
-            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"})
+            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"}, args.eval_every)
 
 
 def main(args):
     runtime, method, out = Runtime.of(args), METHODS[args.method], os.path.join(args.save_path, "target.pt")
     original, partition = read_original(args)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "original", "partition", "device", "precision"),
-                           partition=partition.hash, precision=runtime.precision, original=original.identity)
+    settings = settings_of(args, partition=partition.hash, precision=runtime.precision, original=original.identity)
     if already_done(out, "target", "forget", settings) is not None:
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs if method.loss else 0)

@@ -318,8 +318,7 @@ def main(args):
     arch = content["arch"]
     for file in args.networks:
         refuse_other_draw(file, partition, content, args.original)
-    settings = settings_of(args, leave_out=("networks", "original", "retrained", "partition", "data_dir", "device",
-                                            "precision", "measures"),
+    settings = settings_of(args, leave_out=("networks", "original", "retrained", "measures"),
                            partition=partition.hash, precision=runtime.precision)
     images, original, of_original, records, files = image_sets(partition, args, runtime.device), None, None, {}, {}
     few = images["train"].labels.bincount().min().item()

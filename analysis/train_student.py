@@ -102,9 +102,7 @@ def main(args):
     content, partition = read(args.teacher, ("original", "target", "retrained"))
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, args.teacher)
-    settings = settings_of(args, leave_out=("save_path", "data_dir", "teacher", "partition", "device", "precision",
-                                            "eval_every"),
-                           precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
+    settings = settings_of(args, precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
     out = os.path.join(args.save_path, "student.pt")
     done = already_done(out, "student", "student", settings)
     if done is not None:

@@ -20,5 +20,5 @@ export ORIGINAL_FLAGS="--batch_size 32 --lr 0.04 --weight_decay 2e-3 --clip_norm
 # D_r has 1,800 images: small batches again, and T0's batch-norm statistics in lower_T. L_kp at CIFAR-10's weight leaves
 # L_kr no room. With 4 bits the rounding, which falls on T, undoes part of the forgetting.
 export DEPOSIT_FLAGS="--batch_size 32 --epochs 40 --bn_stats deposit --random_label preserved
-    --lambda_kp 1 --lambda_at 5 --prune_ratio 0.3 --difference_bits 6 ${DEPOSIT_FLAGS:-}"
+    --lambda_kp 1 --lambda_at 5 --prune_ratio 0.3 --difference_bits 6 --eval_every 10 ${DEPOSIT_FLAGS:-}"
 bash "$(dirname "${BASH_SOURCE[0]}")/1_table1_cifar10.sh" "$@"

@@ -164,11 +164,16 @@ def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(ch
     assert ours["counts"] == theirs["counts"] and ours["dep_acc"] != theirs["dep_acc"]
 
 
-def test_accuracies_are_logged_as_often_as_asked_which_changes_nothing_else(chain, tmp_path):
-    succeed("train_scratch.py", *scratch_flags(chain, tmp_path, "--eval_every", "5"))
-    assert ["test_acc" in epoch for epoch in epochs_of(tmp_path / "original_log.jsonl")] == [False, True]
-    ours, theirs = tensors_of(tmp_path / "original.pt"), tensors_of(chain[0] / "original.pt")
-    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+@pytest.mark.parametrize("program, flags, name, figure", [
+    ("train_scratch.py", scratch_flags, "original", "test_acc"),
+    ("train_deposit.py", deposit_flags, "target", "target_pre_acc")])
+def test_accuracies_are_logged_as_often_as_asked_which_changes_nothing_else(program, flags, name, figure, chain,
+                                                                            tmp_path):
+    succeed(program, *flags(chain, tmp_path, "--eval_every", "5"))
+    log, = tmp_path.glob("*_log.jsonl")
+    assert [figure in epoch for epoch in epochs_of(log)] == [False, True]
+    ours, theirs = tensors_of(tmp_path / f"{name}.pt"), tensors_of(chain[0] / f"{name}.pt")
+    assert all(tensor.equal(theirs[key]) for key, tensor in ours.items())
 
 
 def test_independent_networks_know_their_own_classes_only(chain, tmp_path):

@@ -89,19 +89,19 @@ def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
     group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
                        help="largest norm of the gradient of a step; 0: no limit")
+    group.add_argument("--eval_every", type=bounded(int, 1), default=1,
+                       help="epochs from one logged accuracy to the next; the last epoch always has one")
     return group
 
 
 def add_schedule_args(group):
-    """Flags of stages that train from scratch: the learning rate's schedule, how often accuracies are logged."""
+    """Flags of stages that train from scratch: the learning rate's schedule."""
     group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine",
                        help="cosine: to zero at the last step; step: times 0.1 at each milestone")
     group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=[80, 120],
                        help="epochs at which --schedule step decays")
     group.add_argument("--warmup_epochs", type=bounded(float, 0), default=0.0,
                        help="epochs over which the rate rises linearly from zero")
-    group.add_argument("--eval_every", type=bounded(int, 1), default=1,
-                       help="epochs from one logged accuracy to the next; the last epoch always has one")
 
 
 def run(main, parser, argv=None, *, parallel=False):

@@ -17,6 +17,9 @@ from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
 from utils.errors import UserError
 from utils.files import read_log, write_atomically
 
+# Flags of the stages that do not decide what a run gives: where it lies and runs, and what it logs.
+NO_SETTINGS = ("save_path", "data_dir", "device", "eval_every")
+
 
 class TrainingRun:
     """Keeps <save_path>/<stage>_state.pt, <stage>_log.jsonl and tensorboard/<stage>.
@@ -138,9 +141,9 @@ class TrainingRun:
             os.remove(self.state_path)
 
 
-def settings_of(args, *, leave_out, **more):
-    """What decides a run's result, as plain types: the flags but those in leave_out, and `more`."""
-    chosen = {name: value for name, value in vars(args).items() if name not in leave_out}
+def settings_of(args, *, leave_out=(), **more):
+    """What decides a run's result, as plain types: the flags but those in leave_out and NO_SETTINGS, and `more`."""
+    chosen = {name: value for name, value in vars(args).items() if name not in (*NO_SETTINGS, *leave_out)}
     return {**chosen, **more}
 
 
