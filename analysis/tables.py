@@ -178,6 +178,9 @@ TABLES = {
     "settings_cub": Table("CUB-200-2011 at 96 pixels, held-out images, draw of seed 7",
                           "python train_deposit.py --original original_wd2e-3/original.pt --seed 7 --batch_size 32 ...",
                           "settings_cub/deposit/*/seed7/metrics_val.json", trials, "setting"),
+    "settings_cub_seen": Table("CUB-200-2011 at 128 pixels, held-out images that T0 has seen, draw of seed 7",
+                               "python train_deposit.py --original original/original.pt --seed 7 --batch_size 32 ...",
+                               "settings_cub_seen/*/seed7/metrics_val.json", trials, "setting"),
     "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
                         table1()),
 }
