@@ -212,8 +212,7 @@ def main(args):
         if args.lambda_ms and moved is None:  # within an epoch, so that its seconds count
             moved = moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
-        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime),
-                           args.eval_every)
+        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
 
     if distributed.rank == 0:
         save_deposit(args, lirf, original, partition, settings)

@@ -132,7 +132,7 @@ def main(args):
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)
-        training.end_epoch(epoch, values, lambda: {f"{logged}_acc": percent(counts_on(logged))}, args.eval_every)
+        training.end_epoch(epoch, values, lambda: {f"{logged}_acc": percent(counts_on(logged))})
 
     if distributed.rank == 0:
         counts = {split: counts_on(split) for split in evaluation}

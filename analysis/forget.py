@@ -196,7 +196,7 @@ def train(net, images, held_out, figures, prefix, runtime, training, args):
             if (i + 1) % CHECK_EVERY == 0 and forgotten():
                 break
         training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps}, lambda: {
-            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"}, args.eval_every)
+            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"})
 
 
 def main(args):

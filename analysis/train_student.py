@@ -131,7 +131,7 @@ def main(args):
 
     for epoch in training.remaining_epochs():
         values = train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch)
-        training.end_epoch(epoch, values, logged, args.eval_every)
+        training.end_epoch(epoch, values, logged)
     counts = {split: counts_on(split) for split in evaluation}
     record(args, partition, content["kind"], counts)
     save_checkpoint(out, "student", student.state_dict(), **describe(args.student, classes, partition),

@@ -89,8 +89,6 @@ def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
     group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
                        help="largest norm of the gradient of a step; 0: no limit")
-    group.add_argument("--eval_every", type=bounded(int, 1), default=1,
-                       help="epochs from one logged accuracy to the next; the last epoch always has one")
     return group
 
 

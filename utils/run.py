@@ -17,8 +17,8 @@ from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
 from utils.errors import UserError
 from utils.files import read_log, write_atomically
 
-# Flags of the stages that do not decide what a run gives: where it lies and runs, and what it logs.
-NO_SETTINGS = ("save_path", "data_dir", "device", "eval_every")
+# Flags of the stages that do not decide what a run gives: where it lies and runs.
+NO_SETTINGS = ("save_path", "data_dir", "device")
 
 
 class TrainingRun:
@@ -98,12 +98,12 @@ class TrainingRun:
         with open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def end_epoch(self, epoch, figures, accuracies=dict, every=1):
-        """Log an epoch's figures and save the state. accuracies: gives further figures; it is called for each
-        `every`-th epoch and the last, and its time is none of the epoch's seconds. Raises UserError when a figure or
-        weight is not finite, before the state of the last good epoch is overwritten."""
+    def end_epoch(self, epoch, figures, accuracies=dict):
+        """Log an epoch's figures and save the state. accuracies: gives further figures, where `is_measured`; its time
+        is none of the epoch's seconds. Raises UserError when a figure or weight is not finite, before the state of the
+        last good epoch is overwritten."""
         seconds = round((datetime.datetime.now() - self._started).total_seconds(), 2)
-        if (epoch + 1) % every == 0 or epoch + 1 == self.epochs:
+        if is_measured(epoch, self.epochs):
             figures = {**figures, **accuracies()}
         tensors = self._trained.state_dict()
         # the last step's update has met no loss yet; a sum in float64 is finite when all its terms are
@@ -139,6 +139,12 @@ class TrainingRun:
             self._writer.close()
         if os.path.exists(self.state_path):
             os.remove(self.state_path)
+
+
+def is_measured(epoch, epochs):
+    """Whether accuracies are logged after an epoch, counted from 0: about ten times a run and at its end. On
+    photographs, to measure takes as long as to train."""
+    return (epoch + 1) % max(1, epochs // 10) == 0 or epoch + 1 == epochs
 
 
 def settings_of(args, *, leave_out=(), **more):
