@@ -170,6 +170,18 @@ def test_accuracies_are_logged_about_ten_times_and_at_the_end(epochs, expected):
     assert [epoch for epoch in range(epochs) if is_measured(epoch, epochs)] == expected
 
 
+@pytest.mark.parametrize("program, flags, name, figure", [
+    ("train_scratch.py", scratch_flags, "original", "test_acc"),
+    ("train_deposit.py", deposit_flags, "target", "target_pre_acc")])
+def test_to_log_accuracies_less_often_changes_nothing_else(program, flags, name, figure, chain, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.is_measured", lambda epoch, epochs: epoch + 1 == epochs)
+    succeed(program, *flags(chain, tmp_path))
+    log, = tmp_path.glob("*_log.jsonl")
+    assert [figure in epoch for epoch in epochs_of(log)] == [False, True]
+    ours, theirs = tensors_of(tmp_path / f"{name}.pt"), tensors_of(chain[0] / f"{name}.pt")
+    assert all(tensor.equal(theirs[key]) for key, tensor in ours.items())
+
+
 def test_independent_networks_know_their_own_classes_only(chain, tmp_path):
     save, data = chain
     run, totals = tmp_path / "run", {}

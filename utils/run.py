@@ -148,7 +148,8 @@ def is_measured(epoch, epochs):
 
 
 def settings_of(args, *, leave_out=(), **more):
-    """What decides a run's result, as plain types: the flags but those in leave_out and NO_SETTINGS, and `more`."""
+    """What decides a run's result, as plain types: the flags but those in leave_out and NO_SETTINGS, and `more`, which
+    stands for the flags of its names: a checksum for a path, say."""
     chosen = {name: value for name, value in vars(args).items() if name not in (*NO_SETTINGS, *leave_out)}
     return {**chosen, **more}
 
