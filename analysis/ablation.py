@@ -86,13 +86,16 @@ def _order(value):
 
 
 def draw(axis, rows, path):
-    """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over draws."""
-    figure, panels = plt.subplots(1, len(FIGURES), figsize=(3.4 * len(FIGURES), 3.2), layout="constrained")
-    for panel, name in zip(panels, FIGURES):
+    """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over draws. The difference gives
+    T0 back on every axis: it has no panel."""
+    shown = [name for name in FIGURES if name != "T~ - T0, difference"]
+    figure, panels = plt.subplots(1, len(shown), figsize=(3 * len(shown), 2.8), layout="constrained")
+    for panel, name in zip(panels, shown):
         known = {value: row[name] for value, row in rows.items() if row[name] is not None}
         panel.errorbar(list(known), [f["mean"] for f in known.values()], [f["deviation"] or 0 for f in known.values()],
                        marker="o", capsize=3, linestyle="none" if axis == "losses" else "-")
         panel.set(title=name, xlabel=AXES[axis][0])
+        panel.grid(alpha=0.3)
         panel.tick_params(axis="x", rotation=45 if axis == "losses" else 0)
     figure.savefig(f"{path}.png", dpi=120)
     plt.close(figure)

@@ -223,7 +223,8 @@ def get_args_parser():
                              "train_scratch.py --weights reads")
     parser.add_argument("--original", type=path, required=True, help="T0")
     parser.add_argument("--retrained", type=path, nargs="*", default=[],
-                        help="R, of train_scratch.py --subset retrain; several, of other seeds, give its spread")
+                        help="R, of train_scratch.py --subset retrain, or the .json file of its measures, which serves "
+                             "where R is no longer there and needs --partition; several, of other seeds, give a spread")
     parser.add_argument("--partition", type=path, default=None,
                         help="manifest with the deposit classes; unset: R's or, without R, T0's")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
@@ -257,6 +258,32 @@ def image_sets(partition, args, device):
     return {name: image_set.to(device) for name, image_set in sets.items()}
 
 
+def require_settings(record, file, settings):
+    """Raise UserError when the measures of a file were made at other settings."""
+    for name, value in settings.items():
+        if record["settings"].get(name) != value:
+            raise UserError(f"{file} was measured with {name} {record['settings'].get(name)}, not {value}: measure "
+                            f"likewise, or move that file away")
+
+
+def is_kept(file):
+    """Whether a file holds measures, not a network."""
+    return file.endswith(".json")
+
+
+def kept(file, settings, of_original):
+    """What `measured` kept of an R that is not at hand. Raises UserError for other settings, another draw or T0."""
+    record = load_json(file)
+    if not {"settings", "original", "network", "measures"} <= record.keys():
+        raise UserError(f"{file} holds no measures of an R: name retrained.pt, or retrained_residual_<draw>.json")
+    if record["original"] != of_original:
+        raise UserError(f"{file} was measured beside another T0: name R's of this one")
+    if record["settings"].get("partition") != settings["partition"]:
+        raise UserError(f"{file} is of other deposit classes: name the partition.json of its draw by --partition")
+    require_settings(record, file, settings)
+    return record
+
+
 def measured(known, wanted, file, identity):
     """{**identity, "measures": {measure: figures}}, those of `wanted` added one by one to what `file` holds of the same
     identity (checksums of the networks, the settings), so that a killed run goes on and T0 and R are measured once. Of
@@ -264,10 +291,7 @@ def measured(known, wanted, file, identity):
     record = load_json(file) if os.path.exists(file) else {}
     if any(record.get(name) != identity[name] for name in ("network", "original")):
         record = {**identity, "measures": {}}
-    for name, value in identity["settings"].items():
-        if record["settings"].get(name) != value:
-            raise UserError(f"{file} was measured with {name} {record['settings'].get(name)}, not {value}: measure "
-                            f"likewise, or move that file away")
+    require_settings(record, file, identity["settings"])
     for name in wanted:
         if name not in record["measures"]:
             record["measures"][name] = figures = MEASURES[name](known)
@@ -281,7 +305,7 @@ def partition_of(args):
     """(Partition whose deposit classes T has forgotten, content of T0's file)."""
     content, partition = read(args.original, "original")
     manifests = {args.partition: read_partition(args.partition)} if args.partition else {}
-    manifests.update({file: read(file, "retrained")[1] for file in args.retrained})
+    manifests.update({file: read(file, "retrained")[1] for file in args.retrained if not is_kept(file)})
     draws = [partition.other_draw(other, file, args.original) for file, other in manifests.items()] or [partition]
     if len({draw.hash for draw in draws}) > 1:
         raise UserError(f"{', '.join(manifests)} are of different deposit classes: name files of one draw")
@@ -326,6 +350,9 @@ def main(args):
     if wanted != args.measures:
         print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
     for file in (args.original, *args.retrained, *args.networks):
+        if file in args.retrained and is_kept(file):
+            records[file] = kept(file, settings, of_original)
+            continue
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file)
         load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True)

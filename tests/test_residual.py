@@ -1,6 +1,7 @@
 """Residual knowledge: each measure on features whose answer is known, on T0 and between two R; the command lines."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,23 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--retrained",
              networks / "retrained_0/retrained.pt", *WITHDRAW]
     assert "measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, *flags)
+
+
+def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
+    target, r = networks / "lirf/seed0/target.pt", networks / "retrained_0/retrained.pt"
+    (by_network,), _ = examine(networks, target, wanted=QUICK, retrained=["retrained_0"])
+    (record,) = r.parent.glob("retrained_residual_*.json")
+    kept = shutil.copy(record, tmp_path / "R.json")
+    flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, *WITHDRAW, "--original"]
+    mine = [networks / "original/original.pt", "--partition", networks / "partition.json", "--retrained", kept]
+    succeed("analysis/residual.py", *flags, *mine)
+    again = json.loads(next(target.parent.glob("target_residual_*.json")).read_text())
+    assert again["rho"] == by_network["rho"] and len(again["reference"]["retrained"]) == 1
+    assert "measured with seed 0, not 1" in fail("analysis/residual.py", *flags, *mine, "--seed", 1)
+    for key, value, said in (("original", "0", "another T0"), ("settings", {"partition": "0"}, "other deposit classes")):
+        (tmp_path / "changed.json").write_text(json.dumps({**json.loads(record.read_text()), key: value}))
+        assert said in fail("analysis/residual.py", *flags, *mine[:-1], tmp_path / "changed.json")
+    assert "holds no measures" in fail("analysis/residual.py", *flags, *mine[:-1], networks / "partition.json")
 
 
 def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, monkeypatch):
