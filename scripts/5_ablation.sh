@@ -57,9 +57,13 @@ for seed in "$@"; do
     measured_deposit "$SAVE/default/seed$seed" "$seed"
     for axis in $AXES; do
         values "$axis" | while read -ra words; do
-            run=$SAVE/$axis/${words[0]}/seed$seed flags=()
-            if [ "$axis" = classes ]; then flags=(--deposit_fraction "0.${words[0]}"); fi
-            draw_partition "$run" "$seed" ${flags[@]+"${flags[@]}"}
+            run=$SAVE/$axis/${words[0]}/seed$seed
+            if [ "$axis" = classes ]; then
+                draw_partition "$run" "$seed" --deposit_fraction "0.${words[0]}"
+            else # the default's draw; to draw it anew would read all images again
+                mkdir -p "$run"
+                cp "$SAVE/default/seed$seed/partition.json" "$run"
+            fi
             measured_deposit "$run" "$seed" "${words[@]:1}"
         done
     done
