@@ -31,8 +31,8 @@ PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
-    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 1.0, "lambda_ms": 1.0, "lr": 0.05,
-             "epochs": 3},
+    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 2.0, "lambda_ur": 5.0, "lr": 0.05,
+             "epochs": 1},
     "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_ll": 0.1, "trained_blocks": 1, "bn_stats": "frozen"},
 }
 
@@ -209,7 +209,7 @@ def main(args):
     parallel = distributed.parallel(lirf)
     moved = None
     for epoch in training.remaining_epochs():
-        if args.lambda_ms and moved is None:  # within an epoch, so that its seconds count
+        if args.lambda_ur and moved is None:  # within an epoch, so that its seconds count
             moved = moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
         training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from datasets import evaluation_batches, load_images
+from models.architectures import before_last_layer
 from models.checkpoints import load_network, read, require_original
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
@@ -41,13 +42,10 @@ def get_args_parser():
 
 def features_of(network, x):
     """What the last linear layer reads, (b, width); of T~ that of both branches, side by side (b, 2 width)."""
-    def pooled(upper, f):
-        head = upper[-1]
-        return nn.Sequential(*upper[:-1], *head[:-1])(f)
-
     if isinstance(network, nn.Sequential):
-        return pooled(network, x)
-    return torch.cat([pooled(network.upper, network.target(x)), pooled(network.upper, network.deposit(x))], 1)
+        return before_last_layer(network)(x)
+    read = before_last_layer(network.upper)
+    return torch.cat([read(network.target(x)), read(network.deposit(x))], 1)
 
 
 def neighbour_accuracy(features, labels, k):

@@ -131,3 +131,8 @@ def split_network(network, split_at=None):
 def join_network(lower, upper):
     """The network that split_network cut into these parts."""
     return nn.Sequential(OrderedDict([*lower.named_children(), *upper.named_children()]))
+
+
+def before_last_layer(upper):
+    """The upper part, or a network, without its last linear layer, which reads (b, d) of it."""
+    return nn.Sequential(*upper[:-1], *upper[-1][:-1])

@@ -8,22 +8,25 @@ from typing import NamedTuple
 import torch
 
 from models import losses
-from models.architectures import split_network
+from models.architectures import before_last_layer, split_network
 from models.pruning import build_deposit_module
 from models.recover import concat
 from utils.errors import UserError
 
 
 class Outputs(NamedTuple):
-    """What T0, T and the deposit branch say of images x of D_r: f at the cut (b, c, h, w), logits z (b, classes); and
-    what T0 and T say of synthetic images: logits s (images, classes)."""
+    """What T0, T and the deposit branch say of images x of D_r: f at the cut (b, c, h, w), h that the last layer reads
+    (b, d), logits z (b, classes); and of synthetic images: T0's h (n, d), logits s of T0 and T (n, classes)."""
 
     f_0: torch.Tensor
     f_t: torch.Tensor
     f_r: torch.Tensor
+    h_0: torch.Tensor
+    h_t: torch.Tensor
     z_0: torch.Tensor
     z_t: torch.Tensor
     z_r: torch.Tensor
+    h_s: torch.Tensor
     s_0: torch.Tensor
     s_t: torch.Tensor
 
@@ -55,12 +58,15 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.recoverability(lirf.withdrawn(out), y)),
     "ft": Term(0.0, "L_ft, ours: T_r matches the features of T0's lower part",
                lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),
-    "mt": Term(0.0, "L_mt, ours: T answers D_r as T0 does without the deposit classes",
-               lambda lirf, out, y, y_r: losses.masked_target(out.z_t, out.z_0, lirf.deposited)),
+    "mt": Term(0.0, "L_mt, ours: T answers as T0 does without the deposit classes, on D_r and on synthetic images",
+               lambda lirf, out, y, y_r: losses.masked_target(
+                   torch.cat([out.z_t, out.s_t]), torch.cat([out.z_0, out.s_0]), lirf.deposited)),
     "ll": Term(0.0, "L_ll, ours: T's logits on D_r are T0's with those of the deposit classes lowered",
                lambda lirf, out, y, y_r: losses.lowered_logits(out.z_t, out.z_0, lirf.deposited)),
-    "ms": Term(0.0, "L_ms, ours: L_mt on synthetic images of models/synthesis.py, which are made if it is not 0",
-               lambda lirf, out, y, y_r: losses.masked_target(out.s_t, out.s_0, lirf.deposited)),
+    "ur": Term(0.0, "L_ur, ours: T's features on D_r lose what the preserved classes' rows of the last layer do not "
+               "read; with a weight, synthetic images of models/synthesis.py are made",
+               lambda lirf, out, y, y_r: losses.unread_features(
+                   out.h_t, out.h_0, out.h_s, lirf.upper[-1].fc.weight[lirf.preserved])),
 }
 
 
@@ -107,12 +113,15 @@ class LIRF(torch.nn.Module):
     def forward(self, x, synthetic=None):
         """Outputs for images x (b, 3, s, s) of D_r and, if there are any, for synthetic ones."""
         n, images = len(x), x if synthetic is None else torch.cat([x, synthetic])
+        read, fc = before_last_layer(self.upper), self.upper[-1].fc
         with torch.no_grad():
             f_0 = self.original_lower(images)
-            z_0 = self.upper(f_0)
+            h_0 = read(f_0)
+            z_0 = fc(h_0)
         f_t, f_r = self.target(images), self.deposit(x)
-        z_t, z_r = self.upper(torch.cat([f_t, f_r])).split([len(images), n])
-        return Outputs(f_0[:n], f_t[:n], f_r, z_0[:n], z_t[:n], z_r, z_0[n:], z_t[n:])
+        h_t = read(torch.cat([f_t, f_r]))
+        z_t, z_r = fc(h_t).split([len(images), n])
+        return Outputs(f_0[:n], f_t[:n], f_r, h_0[:n], h_t[:n], z_0[:n], z_t[:n], z_r, h_0[n:], z_0[n:], z_t[n:])
 
     def random_labels(self, y, generator):
         """y_r of L_kr for the labels y (n,), drawn as --random_label says."""

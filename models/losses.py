@@ -55,11 +55,26 @@ def partial_transfer(deposit_logits, original_logits, deposit, temperature):
 
 def masked_target(target_logits, original_logits, deposit):
     """L_mt = KL(t || softmax(z_T)), t = softmax(z_0) without the deposit columns: DELETE (Zhou et al., CVPR 2025) with
-    every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes. 0 of no
-    images: synthetic ones are made where L_ms has a weight."""
-    if len(target_logits) == 0:
-        return target_logits.float().sum()
+    every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes."""
     return distillation(target_logits, original_logits.float().index_fill(1, deposit, -1000.0), 1.0)
+
+
+def unread_features(features, original_features, reference, rows):
+    """L_ur, ours: squared distance of T's features on D_r to one point, in the directions that the last layer's rows of
+    the preserved classes do not read, in units of T0's distance: T0 has 1. The point is the mean of `reference`.
+
+    features, original_features: (b, d) of T and T0; reference: (n, d), T0's on synthetic images; rows: (k, d). 0 of no
+    synthetic images, and where k >= d rows read every direction.
+    """
+    if len(reference) == 0 or len(rows) >= rows.shape[1]:
+        return features.float().sum() * 0
+    basis = torch.linalg.qr(rows.detach().float().T).Q
+
+    def distance(h):
+        h = h.float() - reference.float().mean(0)
+        return (h - h @ basis @ basis.T).square().sum(1).mean()
+
+    return distance(features) / distance(original_features)
 
 
 def lowered_logits(target_logits, original_logits, deposit):

@@ -47,6 +47,18 @@ def test_attention_by_hand():
     assert losses.attention_transfer(*pair).item() == pytest.approx(expected / 2, rel=1e-6)
 
 
+def test_unread_features_by_hand():
+    rows = torch.tensor([[2.0, 0.0, 0.0]])  # reads the first direction alone
+    reference = torch.tensor([[9.0, 0.0, 1.0], [9.0, 2.0, 1.0]])  # its mean is (9, 1, 1)
+    original = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 3.0]])
+    target = torch.tensor([[7.0, 1.0, 2.0], [8.0, 1.0, 1.0]])
+    expected = ((1 + 0) / 2) / ((4 + 4) / 2)
+    assert losses.unread_features(target, original, reference, rows).item() == pytest.approx(expected, rel=1e-6)
+    assert losses.unread_features(original, original, reference, rows).item() == pytest.approx(1, rel=1e-6)
+    assert losses.unread_features(target, original, reference[:0], rows).item() == 0
+    assert losses.unread_features(target, original, reference, torch.eye(3)).item() == 0
+
+
 def test_the_cross_entropies_by_hand():
     z, y = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]), torch.tensor([1, 0])  # of answers 3/4 and 1/2
     expected = pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2, rel=1e-6)

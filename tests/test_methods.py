@@ -50,7 +50,6 @@ def test_the_masked_target_is_l_kp_minus_the_log_of_the_preserved_mass(net):
     assert loss.item() == pytest.approx((l_kp - mass.log().mean()).item(), rel=1e-5)
     z_0[:, DEPOSITED] += 5.0  # what T0 says of any deposit class, the image's own or another, does not count
     assert losses.masked_target(z, z_0, DEPOSITED).item() == pytest.approx(loss.item(), rel=1e-5)
-    assert losses.masked_target(z[:0], z_0[:0], DEPOSITED).item() == 0
 
 
 def test_the_losses_of_the_other_methods_by_hand(net):
@@ -170,8 +169,12 @@ def test_synthetic_images_are_of_d_mixed_and_moved_to_preserved_classes(chain, m
     extra = synthesis.synthetic(x, moved, torch.Generator().manual_seed(0))
     out = lirf(x, extra)
     assert len(extra) == len(out.s_t) == len(out.s_0) == 6 and len(out.z_t) == len(out.f_0) == len(out.z_r) == 6
-    lirf.losses(out, torch.ones(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))["l_ms"].backward()
+    lirf.losses(out, torch.ones(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))["l_ur"].backward()
     assert lirf.target.stem.conv1.weight.grad.abs().sum() > 0
+    # the mean over D_r and the synthetic images, of which there are as many
+    parts = [losses.masked_target(z_t, z_0, lirf.deposited) for z_t, z_0 in ((out.z_t, out.z_0), (out.s_t, out.s_0))]
+    found = lirf.losses(out, *2 * [torch.ones(6, dtype=torch.int64)])["l_mt"]
+    assert found.item() == pytest.approx(sum(parts).item() / 2, rel=1e-5)
 
 
 def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, tmp_path, monkeypatch):
@@ -181,7 +184,7 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     metrics = json.loads((tmp_path / "deep" / "metrics.json").read_text())
     assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
     head, *epochs = [json.loads(line) for line in (tmp_path / "deep" / "deposit_log.jsonl").read_text().splitlines()]
-    assert head["settings"]["lambda_mt"] == 1 and all(epoch["l_ms"] > 0 for epoch in epochs)
+    assert head["settings"]["lambda_ur"] == 5 and all(epoch["l_ur"] > 0 for epoch in epochs)
 
 
 # trials and tables
