@@ -102,14 +102,15 @@ def draw(axis, rows, path):
 
 
 def found_axes(folder, split):
-    """{axis: metrics files of its runs and the default's} of the axes that were run, each over the draws that the
-    default and all its values have. Raises UserError when there is none."""
+    """{axis: metrics files of its finished runs and the default's} of the axes that were run, each over the draws that
+    the default and all its values have. Raises UserError when there is none."""
     name, axes = "metrics.json" if split == "test" else f"metrics_{split}.json", {}
     for axis in AXES:
         draws = {}  # of each value
         for value in ("default", os.path.join(axis, "*")):
             for path in sorted(glob.glob(os.path.join(glob.escape(folder), value, "seed*", name))):
-                draws.setdefault(os.path.dirname(os.path.dirname(path)), {})[path.split(os.sep)[-2]] = path
+                if "recover" in load_json(path):  # else withdraw.py is still to come
+                    draws.setdefault(os.path.dirname(os.path.dirname(path)), {})[path.split(os.sep)[-2]] = path
         common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
         if common and len(draws) > 1 and os.path.join(folder, "default") in draws:
             axes[axis] = [of_value[draw] for of_value in draws.values() for draw in common]

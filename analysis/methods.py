@@ -170,7 +170,7 @@ def draw(records, out, measure="probe"):
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
-             ylabel=f"rho of the {measure}: 1 knows what T0 knows, 0 what R knows")
+             ylabel=f"rho of the {measure} (1: as T0, 0: as R)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
     figure.savefig(out, dpi=150)

@@ -115,6 +115,9 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
     shutil.copytree(runs / "classes" / "1" / "seed0", runs / "classes" / "1" / "seed1")
     shutil.copytree(runs / "default" / "seed0", runs / "default" / "seed2")
     shutil.copytree(runs / "default" / "seed0", runs / "epochs" / "1" / "seed2")
+    # and so is a value whose run is not withdrawn yet
+    unfinished = shutil.copytree(runs / "default" / "seed0", runs / "epochs" / "5" / "seed2") / "metrics_val.json"
+    unfinished.write_text(json.dumps({"original": json.loads(unfinished.read_text())["original"]}))
     assert set(ablation.found_axes(str(runs), "val")) == {"classes", "epochs"}
     shutil.rmtree(runs / "epochs")
     # the same table from what is kept of the runs
