@@ -23,7 +23,6 @@ from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
 
-MASKED = -1000.0  # the logit of a masked class: its probability is 0, and 16 bits of a difference still bring it back
 CHECK_EVERY = 10  # steps between two looks at whether a method with a stop has forgotten
 
 
@@ -67,7 +66,7 @@ class Networks:
 
 def logit_mask(head, deposited):
     """Columns of D := -inf (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed but D's own rows."""
-    head.weight[deposited], head.bias[deposited] = 0.0, MASKED
+    head.weight[deposited], head.bias[deposited] = 0.0, losses.MASKED
 
 
 def pour_p(head, deposited):
@@ -163,7 +162,7 @@ def get_args_parser():
     parser.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
     parser.add_argument("--lambda_cosine", type=bounded(float, 0), default=1.0, help="weight of spotter's cosine")
-    # Five epochs for all methods, as LIRF takes two and the deep deposit three; their authors take 1 to 20. The limit
+    # Five epochs for all methods, as LIRF takes two and the deep deposit one; their authors take 1 to 20. The limit
     # of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
     parser.set_defaults(weight_decay=0.0, split_at=1, images_per_class=None)  # read_original asks for the last two

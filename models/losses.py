@@ -7,6 +7,8 @@ over the images of the batch, whatever the precision of its inputs.
 import torch
 import torch.nn.functional as F
 
+MASKED = -1000.0  # the logit of a masked class: its probability is 0, and 16 bits of a difference still bring it back
+
 
 def select(logits, classes):
     """The filters g and g-bar: the columns `classes` (1-D, int64) of the logits."""
@@ -56,7 +58,7 @@ def partial_transfer(deposit_logits, original_logits, deposit, temperature):
 def masked_target(target_logits, original_logits, deposit):
     """L_mt = KL(t || softmax(z_T)), t = softmax(z_0) without the deposit columns: DELETE (Zhou et al., CVPR 2025) with
     every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes."""
-    return distillation(target_logits, original_logits.float().index_fill(1, deposit, -1000.0), 1.0)
+    return distillation(target_logits, original_logits.float().index_fill(1, deposit, MASKED), 1.0)
 
 
 def unread_features(features, original_features, reference, rows):
