@@ -2,14 +2,13 @@
 # Other forgetting methods, what they leave of the deposit classes and what brings those back:
 #   bash scripts/9_methods.sh trials          the trials alone
 #   bash scripts/9_methods.sh [seed ...]      (default: 0 1 2) the reported runs, after the trials
-# Each trained method has six trials on a draw that is not reported, with a tenth of the training images held out. The
-# one of the highest H Mean on those (deep: of the least probe at H Mean 91) is frozen,
-# $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Runs that are done are skipped, a killed one
-# resumes. The tables are of the draws that all methods in $SAVE have.
-#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1: then T0 has seen
-#                                the held-out images, which the tables must say
-#   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread. R is trained as T0 is or, of
-#                                WEIGHTS, for RETRAIN_EPOCHS with RETRAIN_FLAGS
+# Each trained method has six trials on a draw that is not reported, from an original of their own, trained without a
+# tenth of the training images. The trial of the highest H Mean on those (deep: of the least probe at H Mean 91) is
+# frozen, $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Runs that are done are skipped, a
+# killed one resumes. The tables are of the draws that all methods in $SAVE have.
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   RETRAIN_EPOCHS RETRAIN_FLAGS      training of R and of the trials' original, T0's unless that is of WEIGHTS
+#   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread
 #   METHODS="neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep"      those with trials
 #   MEASURES=""                  of analysis.residual; unset: all
 #   DATASET=cifar10 DATA_DIR=data TRIAL_SEED=10
@@ -24,7 +23,7 @@ METHODS=${METHODS:-neg_grad random_labels boundary_shrink bad_teacher delete spo
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
-if [ "$1" != trials ]; then require_retrain_epochs; fi
+require_retrain_epochs
 case " $* " in
     *" $TRIAL_SEED "*)
         echo "the draw of seed $TRIAL_SEED chooses the settings: report others, or set TRIAL_SEED" >&2
@@ -72,7 +71,7 @@ chosen() { # method: the flags of its frozen trial
 for method in $METHODS; do cells "$method" > /dev/null; done
 
 VAL_FRACTION=0.1
-make_original "$SAVE/trials/original" "$TRIAL_SEED"
+train_from_scratch "$SAVE/trials/original" "$TRIAL_SEED" 0
 for method in $METHODS; do
     runs=()
     while read -ra words; do

@@ -29,13 +29,16 @@ make_original() { # folder [seed of its partition]: T0 serves every draw, so tha
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
 
-retrain() { # folder seed of the draw, seed: R, trained from scratch as T0 or, where that is of WEIGHTS, as is said
+train_from_scratch() { # folder, seed of the draw, seed [flag ...]: as T0 or, where that is of WEIGHTS, as is said
     draw_partition "$1" "$2"
-    EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} \
-        train_original "$1" "$3" --subset retrain --seed "$3"
+    EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} train_original "$1" "$3" "${@:4}"
 }
 
-require_retrain_epochs() { # R's training is known before anything begins
+retrain() { # folder, seed of the draw, seed: R
+    train_from_scratch "$1" "$2" "$3" --subset retrain --seed "$3"
+}
+
+require_retrain_epochs() { # what is trained from scratch is known before anything begins
     RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$([ -n "${WEIGHTS:-}" ] || echo "$EPOCHS")}
     if [ "${RETRAIN_EPOCHS:-0}" = 0 ]; then
         echo "RETRAIN_EPOCHS: R is trained from scratch; with WEIGHTS give its epochs, as in RETRAIN_EPOCHS=60" >&2
