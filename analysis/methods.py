@@ -20,7 +20,7 @@ from utils.metrics import harmonic_mean
 from utils.tables import markdown, minus, summary
 
 DEEP = 91.0  # H Mean that a deep deposit must have
-COLUMNS = {"pre": "Pre", "dep": "Dep", "h_mean": "H Mean", "kl": "KL", "probe": "probe Dep"}
+COLUMNS = {"pre": "Pre", "dep": "Dep", "h_mean": "H Mean", "probe": "probe Dep"}
 
 
 def get_args_parser():
@@ -30,10 +30,9 @@ def get_args_parser():
     parser.add_argument("--choose", type=path, nargs="+", default=[],
                         help="the cells of a grid, folders with target_residual_*.json: beside them go choice.md and, "
                              "with the name of the cell that --rule chooses, choice.txt")
-    parser.add_argument("--rule", choices=["A", "B", "deep"], default="A",
-                        help="on held-out images. A: the highest H Mean; B: of Dep Acc up to 10, the least KL of T's "
-                             "preserved answers from T0's on images of D_r, which asks no preserved image; deep: of H "
-                             f"Mean from {DEEP:.0f}, the least Dep of the probe. Where no cell fits B or deep: A")
+    parser.add_argument("--rule", choices=["h_mean", "probe"], default="h_mean",
+                        help="on held-out images. h_mean: the highest H Mean; probe: of H Mean from "
+                             f"{DEEP:.0f}, the least Dep of the probe. Where no cell fits that: h_mean")
     return parser
 
 
@@ -58,15 +57,13 @@ def choose(folders):
         grounds.add((record["settings"]["eval_split"], record["settings"]["partition"], record["original"]))
         found, original = record["measures"], record["reference"]["original"]
         cells[os.path.basename(os.path.normpath(folder))] = {
-            **found["answers"], "h_mean": h_mean(found, original), "kl": found["drift"]["kl"],
-            "probe": found["probe"]["dep"]}
+            **found["answers"], "h_mean": h_mean(found, original), "probe": found["probe"]["dep"]}
     if len(grounds) > 1 or grounds.pop()[0] != "val":
         raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
                         f"--eval_split val, of one partition and T0")
     chosen = {}
-    for rule, fits, cost in (("A", lambda c: True, lambda c: -c["h_mean"]),
-                             ("B", lambda c: c["dep"] <= 10, lambda c: c["kl"]),
-                             ("deep", lambda c: c["h_mean"] >= DEEP, lambda c: c["probe"])):
+    for rule, fits, cost in (("h_mean", lambda c: True, lambda c: -c["h_mean"]),
+                             ("probe", lambda c: c["h_mean"] >= DEEP, lambda c: c["probe"])):
         if fitting := [cell for cell in cells if fits(cells[cell])]:
             chosen[rule] = min(fitting, key=lambda cell: cost(cells[cell]))
     rows = {cell: {**{column: summary([figures[key]]) for key, column in COLUMNS.items()},
@@ -184,7 +181,7 @@ def main(args):
         chosen, rows = choose(args.choose)
         grid = os.path.dirname(os.path.normpath(args.choose[0]))
         print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
-        print_table(chosen.get(args.rule, chosen["A"]) + "\n", os.path.join(grid, "choice.txt"))
+        print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(grid, "choice.txt"))
         return
     records = records_of(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json")))
     print_tables(records, os.path.join(args.runs, "methods.md"))

@@ -24,7 +24,6 @@ from datasets import batches, evaluation_batches, load_images, read_partition
 from models.architectures import build_network, split_network
 from models.checkpoints import read, require_original
 from models.difference import BITS, decode, encode, shifted
-from models.losses import knowledge_preserving
 from models.weights import load_weights, read_weights
 from train_deposit import first_images
 from utils.checkpoint import checksum, load_checkpoint
@@ -184,14 +183,6 @@ def recovery(known):
             "parameters": changed, **known.accuracy("test", recovered)}
 
 
-def drift(known):
-    """Mean KL(g(z_0) || g(z_T)) on the images of D that --eval_split names: what a setting can be chosen by without any
-    preserved image."""
-    of_d = np.isin(known.features("test")["y"], known.partition.deposit_classes)
-    z, z_0 = (torch.from_numpy(k.features("test")["logits"][of_d]) for k in (known, known.original))
-    return {"kl": knowledge_preserving(z, z_0, torch.tensor(known.partition.preserved_classes), 1.0).item()}
-
-
 # This is the one place to add a measure: it gets a Known and gives {figure: value}; rho is taken of the first figure.
 MEASURES = {
     "answers": lambda known: known.accuracy("test"),
@@ -211,9 +202,8 @@ MEASURES = {
     "k_shot_25": lambda known: k_shot(known, 25),
     "relearn": relearn,
     "recovery": recovery,
-    "drift": drift,
 }
-WITHOUT_RHO = ("relearn", "recovery", "drift")
+WITHOUT_RHO = ("relearn", "recovery")
 
 
 def get_args_parser():

@@ -83,9 +83,9 @@ for method in $METHODS; do
         fi
     done < <(cells "$method")
     python -m analysis.residual --networks "${runs[@]/%//target.pt}" --original "$SAVE/trials/original/original.pt" \
-        --data_dir "$DATA_DIR" --eval_split val --measures answers drift probe
-    rule=A
-    if [ "$method" = deep ]; then rule=deep; fi
+        --data_dir "$DATA_DIR" --eval_split val --measures answers probe
+    rule=h_mean
+    if [ "$method" = deep ]; then rule=probe; fi
     python -m analysis.methods --choose "${runs[@]}" --rule "$rule"
 done
 if [ "$1" = trials ]; then exit; fi

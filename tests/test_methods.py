@@ -191,20 +191,19 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
 
 
 def test_a_cell_is_chosen_on_held_out_images(tmp_path):
-    cells = {"a": (91.5, 0.4, 80), "b": (92.0, 0.3, 70), "c": (92.0, 0.1, 60), "d": (50.0, 0.0, 10)}
-    for cell, (h_mean, kl, dep) in cells.items():
+    cells = {"a": (91.5, 80), "b": (93.0, 70), "c": (92.0, 60), "d": (50.0, 10)}
+    for cell, (h_mean, dep) in cells.items():
         (tmp_path / cell).mkdir()
-        measures = {"answers": {"dep": 60.0 if cell == "d" else 5.0, "pre": h_mean}, "drift": {"kl": kl},
-                    "probe": {"dep": dep, "pre": 90}}
+        measures = {"answers": {"dep": 5.0, "pre": h_mean}, "probe": {"dep": dep, "pre": 90}}
         original = {"answers": {"dep": h_mean + measures["answers"]["dep"]}}
         record = {"measures": measures, "reference": {"original": original}, "original": "0",
                   "settings": {"eval_split": "val", "partition": "1"}}
         (tmp_path / cell / "target_residual_0.json").write_text(json.dumps(record))
     folders = [str(tmp_path / cell) for cell in cells]
-    assert methods.choose(folders)[0] == {"A": "b", "B": "c", "deep": "c"}
-    succeed("analysis/methods.py", "--choose", *folders, "--rule", "B")
-    assert (tmp_path / "choice.txt").read_text() == "c\n" and "B, deep" in (tmp_path / "choice.md").read_text()
-    succeed("analysis/methods.py", "--choose", folders[3], "--rule", "deep")  # which no cell fits
+    assert methods.choose(folders)[0] == {"h_mean": "b", "probe": "c"}
+    succeed("analysis/methods.py", "--choose", *folders, "--rule", "probe")
+    assert (tmp_path / "choice.txt").read_text() == "c\n" and "| probe" in (tmp_path / "choice.md").read_text()
+    succeed("analysis/methods.py", "--choose", folders[3], "--rule", "probe")  # which no cell fits
     assert (tmp_path / "choice.txt").read_text() == "d\n"
     assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path)
     record["settings"]["eval_split"] = "test"
