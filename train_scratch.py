@@ -128,7 +128,8 @@ def main(args):
     runtime.place(network)
     optimizer = make_optimizer(network.parameters(), args, nesterov=True)
     training.track(optimizer, network=network)
-    parallel = distributed.parallel(network)
+    batch_size = min(args.batch_size, len(images))
+    parallel = distributed.parallel(runtime.captured(network, batch_size, partition.image_size))
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)

@@ -21,8 +21,9 @@ from datasets import load_images, make_partition
 from models.architectures import ARCHITECTURES, build_network
 from models.lirf import LIRF
 from utils.cli import add_running_args, bounded, make_parser, path, run
-from utils.files import save_json
+from utils.files import write_atomically
 from utils.optim import make_optimizer
+from utils.run import head_of_log
 from utils.runtime import Runtime, usable_processors
 
 CLASSES, SIZE = 10, 32  # CIFAR-10's; pixels are random, which changes no speed
@@ -37,7 +38,7 @@ def get_args_parser():
                         help="turns that either side takes, after one to warm up; what counts is the median")
     parser.add_argument("--workers", type=bounded(int, 0), default=usable_processors(),
                         help="DataLoader processes of the reference")
-    parser.add_argument("--out", type=path, default=None, help="JSON file to write as well")
+    parser.add_argument("--out", type=path, default=None, help="log to write as well, a line of JSON")
     add_running_args(parser)
     return parser
 
@@ -72,6 +73,8 @@ def ours(stage, args, runtime, root):
         network = LIRF(network.eval(), partition, flags)
     runtime.place(network)
     optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], flags)
+    if stage == "original":
+        runtime.captured(network, args.batch_size, SIZE)
     images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
     images = images.to(runtime.device)
 
@@ -135,13 +138,13 @@ def measure(args, runtime, root):
 
 def main(args):
     runtime = Runtime.of(args)
-    report = {**runtime.describe(), "arch": args.arch, "batch_size": args.batch_size, "steps": args.steps}
+    report = {**head_of_log(runtime), "arch": args.arch, "batch_size": args.batch_size, "steps": args.steps}
     with tempfile.TemporaryDirectory() as root:
         make_images(root, 4 * args.batch_size)
         report |= measure(args, runtime, root)
     print(json.dumps(report, indent=2))
     if args.out:
-        save_json(args.out, report)
+        write_atomically(args.out, lambda file: file.write(json.dumps(report).encode() + b"\n"))
 
 
 if __name__ == "__main__":

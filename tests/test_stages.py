@@ -12,12 +12,14 @@ from fixtures import CLASSES, make_folder
 import train_deposit
 import train_scratch
 from datasets import load_images, read_partition
-from models.architectures import split_network
+from models.architectures import build_network, split_network
 from models.checkpoints import load_network, read
 from models.recover import MERGE_RULES
 from utils.checkpoint import load_checkpoint
 from utils.files import read_log
+from utils.optim import take_step
 from utils.run import is_measured
+from utils.runtime import Runtime
 
 SCRIPTS = [str(path.relative_to(ROOT)) for paths in (ROOT.glob("*.py"), (ROOT / "analysis").rglob("*.py"))
            for path in sorted(paths) if "\ndef get_args_parser" in path.read_text()]
@@ -258,5 +260,36 @@ def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
             "--workers", "0", *WITHDRAW, "--out", tmp_path / "b.json")
     report = json.loads((tmp_path / "b.json").read_text())
     rates = report["images_per_s"]
+    assert report["hardware"] and report["command"][0] == "speed.py"
     assert report["speedup"] == pytest.approx(rates["original"] / rates["reference"])
     assert rates.keys() == {"original", "deposit", "reference"} and min(rates.values()) > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_captured_pass_trains_as_any_other(precision):
+    def losses(captured):
+        torch.manual_seed(0)
+        runtime = Runtime("cuda", precision, deterministic=True)
+        network = runtime.place(build_network("resnet8", 10, 32)).train()
+        optimizer, found = torch.optim.SGD(network.parameters(), 0.05, 0.9), []
+        if captured:
+            runtime.captured(network, 16, 32)
+        generator = torch.Generator("cuda").manual_seed(1)
+        for _ in range(5):
+            x = torch.randn(16, 3, 32, 32, device="cuda", generator=generator)
+            with runtime.autocast():
+                z = network(x.contiguous(memory_format=torch.channels_last))
+            loss = torch.nn.functional.cross_entropy(z.float(), torch.arange(16, device="cuda") % 10)
+            take_step(optimizer, loss, 0.05, 0.0)
+            found.append(loss.item())
+        with torch.no_grad():
+            return found, network.eval()(x[:3])
+
+    (found, z), (expected, z_0) = losses(True), losses(False)
+    assert found == pytest.approx(expected, rel=1e-4) and torch.allclose(z, z_0, atol=1e-3)
+
+
+def test_without_a_gpu_nothing_is_captured():
+    network = build_network("resnet8", 10, 32)
+    assert Runtime("cpu").captured(network, 16, 32) is network and "forward" not in vars(network)

@@ -89,9 +89,7 @@ class TrainingRun:
             kept = records[:end] if self._state is not None else []
             write_atomically(self.log_path, lambda file: file.writelines(
                 json.dumps(record).encode() + b"\n" for record in kept))
-        self._append({"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": current_commit(),
-                      "date": datetime.datetime.now().isoformat(timespec="seconds"),
-                      **self.runtime.describe(), "settings": self.settings})
+        self._append({**head_of_log(self.runtime), "settings": self.settings})
         self._writer = SummaryWriter(self._tensorboard_path, purge_step=self.next_epoch + 1)
 
     def _append(self, record):
@@ -177,6 +175,12 @@ def already_done(path, kind, stage, settings, beside=()):
         os.remove(os.path.join(os.path.dirname(path), f"{stage}_state.pt"))
     print(f"{path} is there already, trained with these settings: nothing to do", flush=True)
     return {name: value for name, value in content.items() if name != "tensors"}
+
+
+def head_of_log(runtime):
+    """What a log says first: command, commit, date, hardware and versions."""
+    return {"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "commit": current_commit(),
+            "date": datetime.datetime.now().isoformat(timespec="seconds"), **runtime.describe()}
 
 
 def current_commit():
