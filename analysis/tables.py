@@ -12,7 +12,7 @@ from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.tsne import NETWORKS
-from utils.files import load_json
+from utils.files import load_json, read_log
 from utils.tables import above, summary, table1_rows
 
 
@@ -116,6 +116,15 @@ def robustness(paths):
     return average_rows([load_json(path) for path in paths])
 
 
+def speed(paths):
+    """Images per second of a training step, from what analysis.speed wrote."""
+    rows = {}
+    for record in (read_log(path)[0] for path in paths):
+        row = f"{record['arch']}, {record['hardware']}, {record['threads']} threads, {record['precision']}"
+        rows[row] = {side: summary([rate]) for side, rate in record["images_per_s"].items()}
+    return rows
+
+
 def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
     """The command of a script whose original is a published network."""
     weights = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}[arch]
@@ -194,6 +203,8 @@ TABLES = {
     "settings_cub_seen": Table("CUB-200-2011 at 128 pixels, held-out images that T0 has seen, draw of seed 7",
                                "python train_deposit.py --original original/original.pt --seed 7 --batch_size 32 ...",
                                "settings_cub_seen/*/seed7/metrics_val.json", trials, "setting"),
+    "speed": Table("random images of 32 pixels, batches of 128", "ARCH=... STEPS=... bash scripts/7_benchmark.sh",
+                   "speed/*_log.jsonl", speed, "images per second"),
     "quickstart": Table("digits, test set, one run", "bash scripts/0_quickstart.sh", "quickstart/metrics.json",
                         table1()),
 }
