@@ -69,7 +69,7 @@ def load_parts(args):
 
 
 def recover_network(modules, partition, merge):
-    """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + D)."""
+    """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + Δ)."""
     if merge == "difference":
         return join_network(modules["difference"], modules["upper"])
     return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.preserved_classes,

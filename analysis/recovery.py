@@ -69,7 +69,7 @@ def as_bytes(*arrays):
 
 
 def split_entries(original, target):
-    """({name: D} of the convolutions, the bytes that the difference takes for all else, {name: D rounded} of that)."""
+    """({name: Δ} of the convolutions, the bytes that the difference takes for all else, {name: Δ rounded} of that)."""
     vectors = {name: t for name, t in target.items() if t.is_floating_point() and t.dim() < 2}
     data = encode(original, vectors, 16)
     matrices = {name: d for name, d in between(original, target).items() if d.dim() > 1}
@@ -77,7 +77,7 @@ def split_entries(original, target):
 
 
 def sparse(original, target, share):
-    """(bytes, {name: D}) of the largest `share` of D's entries, 8 bits each, their places as a compressed bitmap."""
+    """(bytes, {name: Δ}) of the largest `share` of Δ's entries, 8 bits each, their places as a compressed bitmap."""
     matrices, data, found = split_entries(original, target)
     sizes = torch.cat([d.abs().flatten() for d in matrices.values()])
     least = sizes.kthvalue(int(len(sizes) * (1 - share))).values
@@ -92,7 +92,7 @@ def sparse(original, target, share):
 
 
 def low_rank(original, target, share):
-    """(bytes, {name: D}) of the best approximation of each convolution's D, as out x (in * k^2), at `share` of its
+    """(bytes, {name: Δ}) of the best approximation of each convolution's Δ, as out x (in * k^2), at `share` of its
     rank, factors in 16 bits."""
     matrices, data, found = split_entries(original, target)
     parts = [data.numpy()]

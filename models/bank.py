@@ -62,7 +62,7 @@ def open_original(path, split_at=None):
 
 
 def read_difference(path, target_path, content, away, lower):
-    """(id of the deposit, {name: D}) of difference.pt.
+    """(id of the deposit, {name: Δ}) of difference.pt.
 
     content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
     lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.

@@ -1,12 +1,12 @@
-"""What T has lost, as a difference of weights: D = lower_0 - lower_T, rounded to a few bits. Ours.
+"""What T has lost, as a difference of weights: Δ = lower_0 - lower_T, rounded to a few bits. Ours.
 
-The target network that is handed out is lower_0 - D with D as rounded. So the rounding falls on T, where it matters
-little, and lower_T + D is T0's lower part again, up to the rounding of float32, whatever the number of bits.
+The target network that is handed out is lower_0 - Δ with Δ as rounded. So the rounding falls on T, where it matters
+little, and lower_T + Δ is T0's lower part again, up to the rounding of float32, whatever the number of bits.
 
-Variances of batch norm are added and taken away as logarithms. So D makes none negative, whatever it is added to: a T
+Variances of batch norm are added and taken away as logarithms. So Δ makes none negative, whatever it is added to: a T
 that was trained further, or one from which other deposits are away.
 
-D is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
+Δ is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
 float32 and its rounded entries, packed. The architecture tells names and shapes, so the file holds nothing else.
 """
 
@@ -73,7 +73,7 @@ def _tensors(lower):
 
 
 def between(original, target):
-    """{name: D}, not rounded, float32 on the CPU. original, target: state_dicts of lower_0 and lower_T."""
+    """{name: Δ}, not rounded, float32 on the CPU. original, target: state_dicts of lower_0 and lower_T."""
     found = {}
     for name, tensor in _tensors(target):
         values = [t.to("cpu", torch.float32) for t in (original[name], tensor)]
@@ -84,7 +84,7 @@ def between(original, target):
 
 
 def encode(original, target, bits):
-    """D as uint8 (bytes,), rounded. original, target: state_dicts of lower_0 and lower_T; bits: one of BITS."""
+    """Δ as uint8 (bytes,), rounded. original, target: state_dicts of lower_0 and lower_T; bits: one of BITS."""
     parts = []
     for difference in between(original, target).values():
         width, largest = _levels(difference, bits)
@@ -95,7 +95,7 @@ def encode(original, target, bits):
 
 
 def decode(data, target, bits):
-    """{name: D} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict."""
+    """{name: Δ} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict."""
     found, place = {}, 0
     for name, tensor in _tensors(target):
         rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
@@ -108,12 +108,12 @@ def decode(data, target, bits):
 
 
 def shifted(state, difference, sign):
-    """A lower part's state_dict with D added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
+    """A lower part's state_dict with Δ added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
     return {name: _moved(name, tensor, sign * difference[name].to(tensor)) if name in difference else tensor
             for name, tensor in state.items()}
 
 
 def _moved(name, tensor, difference):
-    if _is_variance(name):  # (tensor + EPSILON) exp(D) - EPSILON, which is the tensor itself where D is 0
+    if _is_variance(name):  # (tensor + EPSILON) exp(Δ) - EPSILON, which is the tensor itself where Δ is 0
         return tensor * difference.exp() + EPSILON * difference.expm1()
     return tensor + difference
