@@ -27,6 +27,8 @@ def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=path, default=None,
                         help="folder of <method>/seed<k>/*_residual_*.json; gets methods.md and methods.png")
+    parser.add_argument("--trade", type=path, default=None,
+                        help="a like folder, <setting>/seed<k>/: further points of methods.png")
     parser.add_argument("--choose", type=path, nargs="+", default=[],
                         help="the cells of a grid, folders with target_residual_*.json: beside them go choice.md and, "
                              "with the name of the cell that --rule chooses, choice.txt")
@@ -130,6 +132,11 @@ def forgetting_rows(records):
     return rows
 
 
+def found_in(folder):
+    """The files <method>/seed<k>/*_residual_*.json of a folder."""
+    return glob.glob(os.path.join(glob.escape(folder), "*", "seed*", "*_residual_*.json"))
+
+
 def records_of(names):
     """{method: [residual record and its "costs", a draw each]} of files <method>/seed<k>/*_residual_*.json, over the
     draws that all methods have. Raises UserError when there is none."""
@@ -155,21 +162,36 @@ def print_tables(records, out=None):
     print_table(markdown(values, "Pre / Dep, or the figure") + rho, out)
 
 
-def draw(records, out, measure="probe"):
-    """A point a method: bytes that bring the classes back, against rho of a measure; bars: a deviation over draws."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+def draw(records, trade, out, measure="probe"):
+    """rho of a measure against the bytes that bring the classes back, and against H Mean: a point a method; bars: a
+    deviation over draws. trade: records of further settings, small points of the second panel."""
+    figure, (by_bytes, by_h_mean) = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+
+    def place(axes, x, runs, **style):
+        """A point at the summary x of the runs, if they have both."""
+        rho = summary([run["rho"].get(measure, {}).get("rho") for run in runs])
+        if x and rho:
+            axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, linestyle="none", **style)
+
+    def h_means(runs):
+        return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
+
     for marker, (method, runs) in zip("osD^vPX*h<>dp" * 9, records.items()):
-        size = summary([run["measures"].get("recovery", {}).get("bytes") for run in runs])
-        value = summary([run["rho"].get(measure, {}).get("rho") for run in runs])
-        if size and value:
-            axes.errorbar(size["mean"] / 1000, value["mean"], value["deviation"], (size["deviation"] or 0) / 1000,
-                          marker=marker, capsize=3, linestyle="none", label=method)
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
-             ylabel=f"rho of the {measure} (1: as T0, 0: as R)")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+        size = [run["measures"].get("recovery", {}).get("bytes") for run in runs]
+        place(by_bytes, summary([None if of_run is None else of_run / 1000 for of_run in size]), runs, marker=marker,
+              label=method)
+        place(by_h_mean, h_means(runs), runs, marker=marker, label=method)
+    for runs in trade.values():
+        place(by_h_mean, h_means(runs), runs, marker=".", color="grey")
+    by_bytes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
+                 ylabel=f"rho of the {measure} (1: as T0, 0: as R)")
+    by_h_mean.set(xlabel="H Mean of T")
+    for axes in (by_bytes, by_h_mean):
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    handles, labels = by_h_mean.get_legend_handles_labels()
+    if handles:
+        by_bytes.legend(handles, labels, fontsize=8, loc="center left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -183,9 +205,9 @@ def main(args):
         print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
         print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(grid, "choice.txt"))
         return
-    records = records_of(glob.glob(os.path.join(glob.escape(args.runs), "*", "seed*", "*_residual_*.json")))
+    records, trade = (records_of(found_in(folder)) if folder else {} for folder in (args.runs, args.trade))
     print_tables(records, os.path.join(args.runs, "methods.md"))
-    draw(records, os.path.join(args.runs, "methods.png"))
+    draw(records, trade, os.path.join(args.runs, "methods.png"))
 
 
 if __name__ == "__main__":

@@ -211,6 +211,18 @@ def test_a_cell_is_chosen_on_held_out_images(tmp_path):
     assert "not all measured on the same held-out" in fail("analysis/methods.py", "--choose", *folders)
 
 
+def test_a_further_setting_is_a_point_of_the_figure(tmp_path):
+    def run(pre, rho):
+        return [{"measures": {"answers": {"pre": pre, "dep": 0}, "recovery": {"bytes": 2000}}, "rho": {"probe": rho},
+                 "reference": {"original": {"answers": {"dep": 94}}}}]
+
+    pictures = []
+    for trade in ({}, {"setting": run(92, {"rho": 0.3})}, {"setting": run(92, {})}):
+        methods.draw({"lirf": run(91, {"rho": 0.9}), "unknown": run(90, {})}, trade, tmp_path / "m.png")
+        pictures.append((tmp_path / "m.png").read_bytes())
+    assert pictures[0] != pictures[1] and pictures[0] == pictures[2]  # what has no rho has no place
+
+
 def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
     images = make_folder(tmp_path / "images", classes=[f"c{i}" for i in range(10)], train=10, test=2, size=16)
     save, small = tmp_path / "S", {"train_deposit.py": ["--epochs", "1", "--batch_size", "16"],
