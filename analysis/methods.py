@@ -171,7 +171,7 @@ def draw(records, trade, out, measure="probe"):
         """A point at the summary x of the runs, if they have both."""
         rho = summary([run["rho"].get(measure, {}).get("rho") for run in runs])
         if x and rho:
-            axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, linestyle="none", **style)
+            axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, ls="none", **style)
 
     def h_means(runs):
         return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
