@@ -128,8 +128,9 @@ def main(args):
     runtime.place(network)
     optimizer = make_optimizer(network.parameters(), args, nesterov=True)
     training.track(optimizer, network=network)
-    batch_size = min(args.batch_size, len(images))
-    parallel = distributed.parallel(runtime.captured(network, batch_size, partition.image_size))
+    if training.next_epoch < args.epochs:
+        runtime.captured(network, min(args.batch_size, len(images)), partition.image_size)
+    parallel = distributed.parallel(network)
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():
         values = train_one_epoch(parallel, optimizer, images, runtime, training, args, epoch)

@@ -137,6 +137,12 @@ def found_in(folder):
     return glob.glob(os.path.join(glob.escape(folder), "*", "seed*", "*_residual_*.json"))
 
 
+def grounds_of(records):
+    """{(split, partition, T0)} on which the records of `records_of` were measured."""
+    return {(run["settings"]["eval_split"], run["settings"]["partition"], run["original"])
+            for runs in records.values() for run in runs}
+
+
 def records_of(names):
     """{method: [residual record and its "costs", a draw each]} of files <method>/seed<k>/*_residual_*.json, over the
     draws that all methods have. Raises UserError when there is none."""
@@ -176,11 +182,11 @@ def draw(records, trade, out, measure="probe"):
     def h_means(runs):
         return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
 
-    for marker, (method, runs) in zip("osD^vPX*h<>dp" * 9, records.items()):
+    for i, (method, runs) in enumerate(records.items()):
+        style = {"marker": "osD^vPX*h<>dp"[i % 13], "color": f"C{i}", "label": method}
         size = [run["measures"].get("recovery", {}).get("bytes") for run in runs]
-        place(by_bytes, summary([None if of_run is None else of_run / 1000 for of_run in size]), runs, marker=marker,
-              label=method)
-        place(by_h_mean, h_means(runs), runs, marker=marker, label=method)
+        place(by_bytes, summary([None if of_run is None else of_run / 1000 for of_run in size]), runs, **style)
+        place(by_h_mean, h_means(runs), runs, **style)
     for runs in trade.values():
         place(by_h_mean, h_means(runs), runs, marker=".", color="grey")
     by_bytes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
@@ -197,15 +203,19 @@ def draw(records, trade, out, measure="probe"):
 
 
 def main(args):
-    if (args.runs is None) == (not args.choose):
-        raise UserError("name either --runs or --choose")
+    if (args.runs is None) == (not args.choose) or args.trade and not args.runs:
+        raise UserError("name either --runs, to which --trade may be added, or --choose")
     if args.choose:
         chosen, rows = choose(args.choose)
         grid = os.path.dirname(os.path.normpath(args.choose[0]))
         print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
+        if args.rule not in chosen:
+            print(f"no cell reaches H Mean {DEEP:.0f}: the highest is chosen")
         print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(grid, "choice.txt"))
         return
     records, trade = (records_of(found_in(folder)) if folder else {} for folder in (args.runs, args.trade))
+    if trade and grounds_of(trade) - grounds_of(records):
+        raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")
     print_tables(records, os.path.join(args.runs, "methods.md"))
     draw(records, trade, os.path.join(args.runs, "methods.png"))
 

@@ -176,8 +176,8 @@ TABLES = {
                                "*/seed*/deposit_log.jsonl"),
     **{name: Table("CIFAR-10, test set, draw of seed 0",
                    published("resnet20", "9_methods.sh 0",
-                             'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" MEASURES="answers probe ... drift" ')
-                   + "; deep without trials: train_deposit.py --preset deep",
+                             'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" MEASURES="answers probe ..." ')
+                   + " (trials of other commits); deep without trials: train_deposit.py --preset deep",
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     **{name: Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",

@@ -8,9 +8,9 @@ from utils.checkpoint import load_checkpoint, load_into
 from utils.errors import UserError
 
 
-def describe(arch, classes, partition, **more):
+def describe(arch, classes, partition):
     """The entries that every checkpoint of a network has: what the file fits."""
-    return {"arch": arch, "classes": list(classes), "partition": partition.as_dict(), **more}
+    return {"arch": arch, "classes": list(classes), "partition": partition.as_dict()}
 
 
 def read(path, kind):

@@ -41,7 +41,7 @@ cells() { # method: a line a trial, its name and its flags
         spotter) values="1e-4 1e-3 1e-2" other=lambda_cosine others="0.1 1" ;; # batch norm frozen, as published
         delete) values="3e-4 1e-3 3e-3" ;;
         lirf) values="0.01 0.03 0.01_lambda_kp10" ;;
-        deep) values="0.02 0.05 0.1" ;;
+        deep) values="0.02 0.05 0.1" other=lambda_ur others="2 5" ;; # T0's batch-norm statistics destroy T
         *)
             echo "METHODS: '$1' has no trials" >&2
             return 1
@@ -76,11 +76,13 @@ for method in $METHODS; do
     runs=()
     while read -ra words; do
         run=$SAVE/trials/$method/${words[0]}
-        if make_target "$method" "$run" "$SAVE/trials/original" "$TRIAL_SEED" "${words[@]:1}"; then
-            runs+=("$run")
-        else # of a rate that is too high, say
-            echo "$run is left out of the trials" >&2
-        fi
+        status=0
+        make_target "$method" "$run" "$SAVE/trials/original" "$TRIAL_SEED" "${words[@]:1}" || status=$?
+        case $status in
+            0) runs+=("$run") ;;
+            3) echo "$run diverged: it is left out of the trials" >&2 ;;
+            *) exit "$status" ;;
+        esac
     done < <(cells "$method")
     python -m analysis.residual --networks "${runs[@]/%//target.pt}" --original "$SAVE/trials/original/original.pt" \
         --data_dir "$DATA_DIR" --eval_split val --measures answers probe

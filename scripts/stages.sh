@@ -1,6 +1,7 @@
 # Sourced by the scripts that train; does what env.sh does. The stages as functions, which skip what is done and resume
 # what was killed. They read DATASET, DATA_DIR, VAL_FRACTION, ARCH, EPOCHS, and as words PARTITION_FLAGS, ORIGINAL_FLAGS
-# and DEPOSIT_FLAGS: flags beyond the defaults; WEIGHTS, of others, from which the original then starts.
+# and DEPOSIT_FLAGS: flags beyond the defaults; WEIGHTS, of others, from which the original then starts; RETRAIN_EPOCHS
+# and RETRAIN_FLAGS.
 # shellcheck disable=SC2086 # these are words
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -24,12 +25,12 @@ train_original() { # folder, which has a partition, seed [flag ...]
         --seed "$2" ${ORIGINAL_FLAGS:-} "${@:3}"
 }
 
-make_original() { # folder [seed of its partition]: T0 serves every draw, so that of its own partition does not matter
-    draw_partition "$1" "${2:-0}"
+make_original() { # folder; T0 serves every draw, so that of its own partition does not matter
+    draw_partition "$1" 0
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
 
-train_from_scratch() { # folder, seed of the draw, seed [flag ...]: as T0 or, where that is of WEIGHTS, as is said
+train_from_scratch() { # folder, seed of the draw, seed [flag ...]: with T0's settings or RETRAIN_EPOCHS, RETRAIN_FLAGS
     draw_partition "$1" "$2"
     EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} train_original "$1" "$3" "${@:4}"
 }
@@ -41,7 +42,7 @@ retrain() { # folder, seed of the draw, seed: R
 require_retrain_epochs() { # what is trained from scratch is known before anything begins
     RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$([ -n "${WEIGHTS:-}" ] || echo "$EPOCHS")}
     if [ "${RETRAIN_EPOCHS:-0}" = 0 ]; then
-        echo "RETRAIN_EPOCHS: R is trained from scratch; with WEIGHTS give its epochs, as in RETRAIN_EPOCHS=60" >&2
+        echo "RETRAIN_EPOCHS: with WEIGHTS say how long R is trained from scratch, as in RETRAIN_EPOCHS=60" >&2
         exit 1
     fi
 }

@@ -67,7 +67,7 @@ def fail(script, *flags, unchanged=None):
     `unchanged` was written, changed or removed; returns the line."""
     before = snapshot(unchanged) if unchanged else None
     status, _, err = call(script, *flags)
-    assert status in (1, 2), (status, err)
+    assert status in (1, 2, 3), (status, err)
     lines = err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"{Path(script).name}: error: "), err
     if unchanged:

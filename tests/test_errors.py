@@ -372,6 +372,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(chain, tmp_path):
     line = fail("train_scratch.py", *scratch_flags(chain, tmp_path, "--epochs", "40", "--schedule", "constant", "--lr",
                                                    "1e4"))
     assert "loss became" in line and "--lr" in line and not (tmp_path / "original.pt").exists()
+    flags = scratch_flags(chain, tmp_path / "again", "--epochs", "40", "--schedule", "constant", "--lr", "1e4")
+    assert call("train_scratch.py", *flags)[0] == 3
 
 
 def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run(chain, tmp_path, monkeypatch):

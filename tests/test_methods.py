@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import os
+import subprocess
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, deposit_flags, fail, run_shell, succeed
+from conftest import ROOT, TINY, deposit_flags, fail, run_shell, succeed
 from fixtures import make_folder
 
 import train_deposit
@@ -221,6 +223,15 @@ def test_a_further_setting_is_a_point_of_the_figure(tmp_path):
         methods.draw({"lirf": run(91, {"rho": 0.9}), "unknown": run(90, {})}, trade, tmp_path / "m.png")
         pictures.append((tmp_path / "m.png").read_bytes())
     assert pictures[0] != pictures[1] and pictures[0] == pictures[2]  # what has no rho has no place
+
+
+@pytest.mark.parametrize("status,expected", [(3, 0), (1, 1), (130, 130)])
+def test_a_trial_is_left_out_only_if_it_diverged(tmp_path, status, expected):
+    stand_in = f"python() {{ case $* in *train_deposit*frozen*) return {status} ;; esac; }}; export -f python"
+    done = subprocess.run(["bash", "-c", f"{stand_in}; bash {ROOT}/scripts/9_methods.sh trials"], check=False,
+                          env={**os.environ, "VIRTUAL_ENV": "active", "METHODS": "lirf", "SAVE": str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode == expected and done.stderr.count("left out") == (3 if expected == 0 else 0)
 
 
 def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):

@@ -270,7 +270,8 @@ def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
 def test_a_captured_pass_trains_as_any_other(precision):
     def losses(captured):
         torch.manual_seed(0)
-        runtime = Runtime("cuda", precision, deterministic=True)
+        runtime = Runtime("cuda", precision)
+        torch.backends.cudnn.benchmark = False  # which may choose another algorithm the second time
         network = runtime.place(build_network("resnet8", 10, 32)).train()
         optimizer, found = torch.optim.SGD(network.parameters(), 0.05, 0.9), []
         if captured:
@@ -287,7 +288,7 @@ def test_a_captured_pass_trains_as_any_other(precision):
             return found, network.eval()(x[:3])
 
     (found, z), (expected, z_0) = losses(True), losses(False)
-    assert found == pytest.approx(expected, rel=1e-4) and torch.allclose(z, z_0, atol=1e-3)
+    assert found == expected and torch.equal(z, z_0)
 
 
 def test_without_a_gpu_nothing_is_captured():

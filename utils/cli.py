@@ -106,8 +106,8 @@ def run(main, parser, argv=None, *, parallel=False):
     """Call ``main(args)``; a mistake of the user becomes one line on stderr and an exit status.
 
     parallel: whether torchrun may start the script on several devices (utils.distributed). A script with --save_path
-    locks that folder. Status: 0 done, 1 a :class:`UserError` or a failing system, 2 a wrong flag, 130 or 143 stopped by
-    Ctrl-C or SIGTERM.
+    locks that folder. Status: 0 done, 1 a :class:`UserError` or a failing system, 2 a wrong flag, 3 a training that
+    diverged, 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows its escape
         with contextlib.suppress(AttributeError):  # a test's stand-in
@@ -133,7 +133,7 @@ def run(main, parser, argv=None, *, parallel=False):
         message = _explained(error)
         if message is None:
             raise
-        sys.exit(_fail(parser.prog, message, 1))
+        sys.exit(_fail(parser.prog, message, getattr(error, "status", 1)))
 
 
 # What PyTorch and the system say of a machine that does not suffice -> what to do.

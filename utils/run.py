@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_into, save_checkpoint
-from utils.errors import UserError
+from utils.errors import Diverged, UserError
 from utils.files import read_log, write_atomically
 
 # Flags of the stages that do not decide what a run gives: where it lies and runs.
@@ -98,7 +98,7 @@ class TrainingRun:
 
     def end_epoch(self, epoch, figures, accuracies=dict):
         """Log an epoch's figures and save the state. accuracies: gives further figures, where `is_measured`; its time
-        is none of the epoch's seconds. Raises UserError when a figure or weight is not finite, before the state of the
+        is none of the epoch's seconds. Raises Diverged when a figure or weight is not finite, before the state of the
         last good epoch is overwritten."""
         seconds = round((datetime.datetime.now() - self._started).total_seconds(), 2)
         if is_measured(epoch, self.epochs):
@@ -108,7 +108,7 @@ class TrainingRun:
         weights = {f"weight {name}": tensor.double().sum().item() for name, tensor in tensors.items()}
         for name, value in {**figures, **weights}.items():
             if value is not None and not math.isfinite(value):
-                raise UserError(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
+                raise Diverged(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
                                 f"--clip_norm; the state after the epoch before is kept")
         if distributed.rank > 0:
             return

@@ -26,6 +26,8 @@ class Runtime:
         self.precision, self.seed = precision, seed
         torch.manual_seed(seed)
         if self.device.type == "cuda":
+            if self.device.index is not None:  # where streams, graphs and synchronize belong as well
+                torch.cuda.set_device(self.device)
             torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions of --precision fp32 would not be
             torch.backends.cudnn.benchmark = not deterministic
             if deterministic:
@@ -50,10 +52,10 @@ class Runtime:
         return module.to(self.device, memory_format=torch.channels_last)
 
     def captured(self, network, batch_size, image_size):
-        """The network, on one CUDA device with its training pass recorded as a CUDA graph, for float32 batches
-        (batch_size, 3, image_size, image_size) and no other; in eval mode and elsewhere it is as it was.
+        """The network, on one CUDA device with its forward and backward pass in training recorded as CUDA graphs, for
+        float32 batches (batch_size, 3, image_size, image_size) and no other; else it is as it was.
 
-        A small network's pass is hundreds of short kernels, which Python starts more slowly than a GPU ends them. The
+        A small network's pass is hundreds of short kernels, which Python starts more slowly than a GPU ends them. A
         graph starts the same kernels at once.
         """
         if self.device.type != "cuda" or distributed.ranks > 1 or torch.version.hip:
