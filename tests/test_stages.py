@@ -291,6 +291,16 @@ def test_a_captured_pass_trains_as_any_other(precision):
     assert found == expected and torch.equal(z, z_0)
 
 
+def test_a_pass_is_captured_once_for_a_run_that_trains(chain, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Runtime, "captured", lambda runtime, network, *size: sizes.append(size))
+    succeed("train_scratch.py", *scratch_flags(chain, tmp_path / "a"))
+    assert sizes == [(16, 16)]
+    weights = ["--weights", tmp_path / "a" / "original.pt", "--epochs", "0"]  # which are measured alone
+    succeed("train_scratch.py", *scratch_flags(chain, tmp_path / "b", *weights))
+    assert len(sizes) == 1
+
+
 def test_without_a_gpu_nothing_is_captured():
     network = build_network("resnet8", 10, 32)
     assert Runtime("cpu").captured(network, 16, 32) is network and "forward" not in vars(network)
