@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
-from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
+from analysis.methods import forgetting_rows, h_mean, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
@@ -111,6 +111,18 @@ def rhos(paths):
     return {method: {title: rho[key] for key, title in SHOWN.items()} for method, rho in found.items()}
 
 
+def trade(paths):
+    """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell."""
+    rows = {}
+    for setting, runs in records_of(paths).items():
+        measured = [run["measures"] for run in runs]
+        rows[setting] = {"Pre": summary([of_run["answers"]["pre"] for of_run in measured]),
+                         "H Mean": summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs]),
+                         "probe": summary([of_run["probe"]["dep"] for of_run in measured]),
+                         "rho": summary([run["rho"]["probe"]["rho"] for run in runs])}
+    return rows
+
+
 def robustness(paths):
     """T trained further and then withdrawn, over draws, from what analysis.robustness wrote."""
     return average_rows([load_json(path) for path in paths])
@@ -180,6 +192,8 @@ TABLES = {
                    + " (trials of other commits); deep without trials: train_deposit.py --preset deep",
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
+    "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
+                   "trade/*/seed*/target_residual_*.json", trade, "setting"),
     **{name: Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
@@ -188,6 +202,9 @@ TABLES = {
                                 'AXES="losses split temperature classes images epochs lambda_at" ')
                       + " (epochs 5 and 10 not run)",
                       "ablation/**/metrics.json", ablation("test"), "axis: value"),
+    "ablation_draws": Table("CIFAR-10, test set, draws of seeds 1 and 2",
+                            published("resnet20", "5_ablation.sh 1 2", 'AXES="losses split" ') + " (in part)",
+                            "ablation_draws/**/metrics.json", trials, "one setting changed"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10 (at the commits below; defaults have changed since)",
