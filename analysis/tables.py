@@ -186,10 +186,11 @@ TABLES = {
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/recovery.json", recovery, "kept beside T",
                                "*/seed*/deposit_log.jsonl"),
-    **{name: Table("CIFAR-10, test set, draw of seed 0",
-                   published("resnet20", "9_methods.sh 0",
+    **{name: Table(CIFAR10,
+                   published("resnet20", "9_methods.sh 0 1 2",
                              'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" MEASURES="answers probe ..." ')
-                   + " (trials of other commits); deep without trials: train_deposit.py --preset deep",
+                   + " (RETRAIN_EPOCHS=30 for 1 and 2; trials of other commits); deep without trials: train_deposit.py "
+                   "--preset deep",
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
