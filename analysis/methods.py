@@ -44,23 +44,33 @@ def h_mean(measured, original):
     return harmonic_mean(answers.get("pre"), minus(original.get("answers", {}).get("dep"), answers.get("dep")))
 
 
+def h_means(runs):
+    """Summary of H Mean over residual records, a draw each."""
+    return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
+
+
+def grounds(record):
+    """(split, partition, T0) on which a residual record was measured."""
+    return record["settings"]["eval_split"], record["settings"]["partition"], record["original"]
+
+
 def choose(folders):
     """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images, of
     its cells' folders. Of equal cells the first name is chosen; a rule that no cell satisfies chooses none. Raises
     UserError when a cell is not measured, when test images were measured, or when the cells are of several partitions
     or originals."""
-    cells, grounds = {}, set()
+    cells, measured_on = {}, set()
     for folder in sorted(folders):
         names = glob.glob(os.path.join(glob.escape(folder), "target_residual_*.json"))
         if len(names) != 1:
             raise UserError(f"{folder} holds {len(names)} files target_residual_*.json, where one is wanted: run "
                             f"scripts/9_methods.sh")
         record = load_json(names[0])
-        grounds.add((record["settings"]["eval_split"], record["settings"]["partition"], record["original"]))
+        measured_on.add(grounds(record))
         found, original = record["measures"], record["reference"]["original"]
         cells[os.path.basename(os.path.normpath(folder))] = {
             **found["answers"], "h_mean": h_mean(found, original), "probe": found["probe"]["dep"]}
-    if len(grounds) > 1 or grounds.pop()[0] != "val":
+    if len(measured_on) > 1 or measured_on.pop()[0] != "val":
         raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
                         f"--eval_split val, of one partition and T0")
     chosen = {}
@@ -107,8 +117,7 @@ def rows_of(records):
     rhos = {}
     for method, runs in records.items():
         kept = [{**run["measures"].get("recovery", {}), **run.get("costs", {})} for run in runs]
-        h_means = [h_mean(run["measures"], run["reference"]["original"]) for run in runs]
-        values[method] = {"H Mean": summary(h_means), **values[method],
+        values[method] = {"H Mean": h_means(runs), **values[method],
                           **{key: summary([of_run.get(key) for of_run in kept])
                              for key in ("bytes", "parameters", "seconds", "passes")}}
         rhos[method] = {measure: summary([None if found.get("usable") is False else found.get("rho") for found in (
@@ -126,7 +135,7 @@ def forgetting_rows(records):
     rows = {name: {title: summary([measures["answers"][key] for measures in runs])
                    for key, title in (("pre", "Pre"), ("dep", "Dep"))} for name, runs in measures_of(records).items()}
     for method, runs in records.items():
-        rows[method]["H Mean"] = summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
+        rows[method]["H Mean"] = h_means(runs)
         for key, title in (("seconds", "seconds"), ("passes", "passes over D_r")):
             rows[method][title] = summary([run["costs"].get(key) for run in runs])
     return rows
@@ -135,12 +144,6 @@ def forgetting_rows(records):
 def found_in(folder):
     """The files <method>/seed<k>/*_residual_*.json of a folder."""
     return glob.glob(os.path.join(glob.escape(folder), "*", "seed*", "*_residual_*.json"))
-
-
-def grounds_of(records):
-    """{(split, partition, T0)} on which the records of `records_of` were measured."""
-    return {(run["settings"]["eval_split"], run["settings"]["partition"], run["original"])
-            for runs in records.values() for run in runs}
 
 
 def records_of(names):
@@ -179,9 +182,6 @@ def draw(records, trade, out, measure="probe"):
         if x and rho:
             axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, ls="none", **style)
 
-    def h_means(runs):
-        return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
-
     for i, (method, runs) in enumerate(records.items()):
         style = {"marker": "osD^vPX*h<>dp"[i % 13], "color": f"C{i}", "label": method}
         size = [run["measures"].get("recovery", {}).get("bytes") for run in runs]
@@ -214,7 +214,8 @@ def main(args):
         print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(grid, "choice.txt"))
         return
     records, trade = (records_of(found_in(folder)) if folder else {} for folder in (args.runs, args.trade))
-    if trade and grounds_of(trade) - grounds_of(records):
+    known, wanted = ({grounds(run) for runs in found.values() for run in runs} for found in (records, trade))
+    if wanted - known:
         raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")
     print_tables(records, os.path.join(args.runs, "methods.md"))
     draw(records, trade, os.path.join(args.runs, "methods.png"))

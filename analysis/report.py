@@ -34,7 +34,8 @@ def pages(root):
 def entry(name, root):
     """The ledger's entry of a table; None while it has no runs."""
     table = TABLES[name]
-    paths = sorted(glob.glob(os.path.join(root, "results", "logs", table.runs), recursive=True))
+    paths = [path for pattern in table.runs.split()
+             for path in sorted(glob.glob(os.path.join(root, "results", "logs", pattern), recursive=True))]
     if not paths:
         return None
     folders = {os.path.relpath(os.path.dirname(path), root) for path in paths}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
-from analysis.methods import forgetting_rows, h_mean, measures_of, records_of, rows_of
+from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
@@ -17,7 +17,7 @@ from utils.tables import above, summary, table1_rows
 
 
 class Table(NamedTuple):
-    """data: what was measured on; command: what makes it; runs: pattern of its metrics files below results/logs/;
+    """data: what was measured on; command: what makes it; runs: patterns of its metrics files below results/logs/;
     rows: those files -> {row: {column: summary}}; corner: heading of the first column; logs: pattern of the logs beside
     a metrics file."""
 
@@ -113,14 +113,11 @@ def rhos(paths):
 
 def trade(paths):
     """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell."""
-    rows = {}
-    for setting, runs in records_of(paths).items():
-        measured = [run["measures"] for run in runs]
-        rows[setting] = {"Pre": summary([of_run["answers"]["pre"] for of_run in measured]),
-                         "H Mean": summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs]),
-                         "probe": summary([of_run["probe"]["dep"] for of_run in measured]),
-                         "rho": summary([run["rho"]["probe"]["rho"] for run in runs])}
-    return rows
+    records = records_of(paths)
+    forgotten, (_, rho) = forgetting_rows(records), rows_of(records)
+    return {setting: {"Pre": forgotten[setting]["Pre"], "H Mean": forgotten[setting]["H Mean"],
+                      "probe": summary([run["measures"]["probe"]["dep"] for run in runs]),
+                      "rho": rho[setting]["probe"]} for setting, runs in records.items()}
 
 
 def robustness(paths):
@@ -205,7 +202,8 @@ TABLES = {
                       "ablation/**/metrics.json", ablation("test"), "axis: value"),
     "ablation_draws": Table("CIFAR-10, test set, draws of seeds 1 and 2",
                             published("resnet20", "5_ablation.sh 1 2", 'AXES="losses split" ') + " (in part)",
-                            "ablation_draws/**/metrics.json", trials, "one setting changed"),
+                            "table1/cifar10_resnet20/paper/seed[12]/metrics.json ablation_draws/*/seed*/metrics.json "
+                            "table1/cifar10_resnet20/split2/seed[12]/metrics.json", trials, "one setting changed"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
                       "bash scripts/5_ablation.sh 10 (at the commits below; defaults have changed since)",
