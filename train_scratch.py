@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets import batches, evaluation_batches, evaluation_sets, load_images, make_partition, read_partition
-from datasets.batches import steps_per_epoch
+from datasets.batches import images_per_step, steps_per_epoch
 from datasets.partition import save_partition
 from models.architectures import ARCHITECTURES, build_network
 from models.checkpoints import describe
@@ -129,7 +129,7 @@ def main(args):
     optimizer = make_optimizer(network.parameters(), args, nesterov=True)
     training.track(optimizer, network=network)
     if training.next_epoch < args.epochs:
-        runtime.captured(network, min(args.batch_size, len(images)), partition.image_size)
+        runtime.captured(network, images_per_step(images, args.batch_size), partition.image_size)
     parallel = distributed.parallel(network)
     logged = partition.logged_split  # for the log alone: the last epoch is what is kept
     for epoch in training.remaining_epochs():

@@ -140,7 +140,7 @@ def batches(images, batch_size, device, *, generator=None):
     # moved once: within the loop it would make the host wait for a GPU at every batch
     mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
     if training:
-        batch_size = min(batch_size, len(images))
+        batch_size = images_per_step(images, batch_size)
         if batch_size % distributed.ranks:
             raise UserError(f"batches of {batch_size} images cannot be shared evenly by {distributed.ranks} devices: "
                             f"make --batch_size a multiple of their number")
@@ -157,6 +157,11 @@ def evaluation_batches(images, device):
     return batches(images, max(1, int(500 * min(1, 64**2 / size**2))), device)
 
 
+def images_per_step(images, batch_size):
+    """Images in each batch that `batches` yields in training: batch_size or, of a smaller set, all."""
+    return min(batch_size, len(images))
+
+
 def steps_per_epoch(images, batch_size):
     """Number of batches that `batches` yields in training."""
-    return len(images) // min(batch_size, len(images))
+    return len(images) // images_per_step(images, batch_size)

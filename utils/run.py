@@ -109,7 +109,7 @@ class TrainingRun:
         for name, value in {**figures, **weights}.items():
             if value is not None and not math.isfinite(value):
                 raise Diverged(f"{name} became {value} in epoch {epoch + 1}: lower --lr or that term's weight, or set "
-                                f"--clip_norm; the state after the epoch before is kept")
+                               f"--clip_norm; the state after the epoch before is kept")
         if distributed.rank > 0:
             return
         done = epoch + 1

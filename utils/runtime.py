@@ -64,9 +64,7 @@ class Runtime:
         x = torch.randn(batch_size, 3, image_size, image_size, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             torch.cuda.make_graphed_callables(network.train(), (x.contiguous(memory_format=torch.channels_last),))
-        with torch.no_grad():  # the passes before the recording have moved batch norm's statistics
-            for name, tensor in network.state_dict().items():
-                tensor.copy_(before[name])
+        network.load_state_dict(before)  # the passes before the recording have moved batch norm's statistics
         return network
 
     def generator(self, *indices):
