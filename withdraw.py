@@ -41,7 +41,7 @@ def get_args_parser():
                        help="how recover.pt is made of T and of deposit.pt. concat: the paper's g(z_T) + g-bar(z_Tr); "
                             "sum: z_T + z_Tr; tr_alone: z_Tr, a control. difference: T0's lower part given back by "
                             "difference.pt, a plain network. All are always measured")
-    add_running_args(parser, seed="takes part in nothing here, as nothing is drawn")
+    add_running_args(parser, seed=None, precision=False)
     return parser
 
 

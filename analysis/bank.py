@@ -40,7 +40,7 @@ def get_args_parser():
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
     parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "bank", "bank"),
                         help="files without their ending: gets .json, .md and .png")
-    add_running_args(parser, seed="seed of the states that --states draws")
+    add_running_args(parser, seed="seed of the states that --states draws", precision=False)
     return parser
 
 

@@ -50,7 +50,7 @@ def get_args_parser():
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
     parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "recovery"),
                         help="files without their ending: gets .json, .md and .png")
-    add_running_args(parser)
+    add_running_args(parser, precision=False)
     return parser
 
 

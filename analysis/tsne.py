@@ -36,7 +36,7 @@ def get_args_parser():
     parser.add_argument("--neighbours", type=bounded(int, 1), default=20, help="k of the measure")
     parser.add_argument("--out", type=path, default=None,
                         help="figure without its ending: gets .png and .json; unset: tsne in --save_path")
-    add_running_args(parser)
+    add_running_args(parser, seed="draws the images, and starts t-SNE", precision=False)
     return parser
 
 

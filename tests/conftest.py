@@ -28,8 +28,9 @@ from utils.files import read_log
 
 torch.set_num_threads(1)
 
-TINY = ["--epochs", "2", "--batch_size", "16", "--device", "cpu", "--precision", "fp32"]
-WITHDRAW = ["--device", "cpu", "--precision", "fp32"]
+PLAIN = ["--device", "cpu", "--precision", "fp32"]
+TINY = ["--epochs", "2", "--batch_size", "16", *PLAIN]
+MEASURE = ["--device", "cpu"]
 
 
 def call(script, *flags):
@@ -155,7 +156,7 @@ def chain(tmp_path_factory):
     common = ["--save_path", save, "--data_dir", data]
     succeed("train_scratch.py", *common, "--arch", "resnet8", *TINY)
     succeed("train_deposit.py", *common, *TINY, "--split_at", "2")
-    succeed("withdraw.py", *common, *WITHDRAW)
+    succeed("withdraw.py", *common, *MEASURE)
     return save, data
 
 

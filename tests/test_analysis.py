@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, WITHDRAW, fail, rewrite, run_shell, succeed
+from conftest import MEASURE, TINY, fail, rewrite, run_shell, succeed
 from PIL import Image
 
 from analysis import tsne
@@ -38,7 +38,7 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     for name in ("original.pt", "target.pt", "recover.pt"):
         shutil.copy(save / name, tmp_path)
     status, out, _ = run_shell("scripts/4_figure_tsne.sh", SAVE=tmp_path, ORIGINAL=tmp_path / "original.pt",
-                               DATA_DIR=data, flags={"analysis/tsne.py": ["--neighbours", "3", *WITHDRAW]})
+                               DATA_DIR=data, flags={"analysis/tsne.py": ["--neighbours", "3", *MEASURE]})
     assert status == 0, out
     report = json.loads((tmp_path / "tsne.json").read_text())
     assert report["images"] == 20 and set(report["neighbour_accuracy"]) == {"original", "target", "recover"}
@@ -46,7 +46,7 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     with Image.open(tmp_path / "tsne.png") as image:
         assert image.width > 1000
     assert list((tmp_path / "tensorboard" / "tsne").rglob("tensors.tsv"))
-    flags = ["--save_path", tmp_path, "--data_dir", data, *WITHDRAW]
+    flags = ["--save_path", tmp_path, "--data_dir", data, *MEASURE]
     assert "too few" in fail("analysis/tsne.py", *flags, "--images", "10", unchanged=tmp_path)
     rewrite(tmp_path / "original.pt", lambda content: content["settings"].update(seed=9))
     assert "made from another original" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import WITHDRAW, deposit_flags, fail, succeed
+from conftest import MEASURE, deposit_flags, fail, succeed
 
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
@@ -79,7 +79,7 @@ def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
 def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, tmp_path, bits):
     save, data = chain
     succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--difference_bits", bits, "--lr", "0.1"))
-    out = succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "difference", *WITHDRAW)
+    out = succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "difference", *MEASURE)
     assert "Withdrawal, difference" in out
     content = load_checkpoint(str(tmp_path / "difference.pt"), "difference")
     assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original", "variances"}
@@ -119,7 +119,7 @@ def bank(chain, tmp_path_factory):
 def withdrawn(save, target, *folders):
     """The recover network of --merge difference, and its partition."""
     succeed("withdraw.py", "--save_path", save, "--target", target, "--deposit", *folders, "--merge", "difference",
-            *WITHDRAW)
+            *MEASURE)
     return load_network(str(save / "recover.pt"))
 
 
@@ -131,7 +131,7 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
                    for folder, name in ((chain[0], "original"), (bee, "target")))
     whole, _ = withdrawn(tmp_path / "both", cow / "target.pt", bee, cow)
     succeed("withdraw.py", "--save_path", tmp_path / "both", "--target", cow / "target.pt", "--deposit", bee, cow,
-            "--merge", "difference", *WITHDRAW, "--data_dir", chain[1])
+            "--merge", "difference", *MEASURE, "--data_dir", chain[1])
     measured = json.loads((tmp_path / "both" / "metrics.json").read_text())["recover"]["difference"]
     counts = measured["counts"]
     assert measured["deposits"] == {name: pytest.approx(100 * counts["correct"][c] / counts["total"][c])

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, WITHDRAW, call, deposit_flags, epochs_of, scratch_flags, succeed, tensors_of
+from conftest import MEASURE, PLAIN, ROOT, TINY, call, deposit_flags, epochs_of, scratch_flags, succeed, tensors_of
 from fixtures import CLASSES, make_folder
 
 import train_deposit
@@ -111,13 +111,13 @@ def test_withdraw_takes_no_gradient_and_reads_neither_training_images_nor_the_or
     for name in ("target.pt", "deposit.pt", "difference.pt"):
         shutil.copy(save / name, run)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: pytest.fail("a gradient was taken"))
-    out = succeed("withdraw.py", "--save_path", run, "--data_dir", images, "--merge", merge, *WITHDRAW)
+    out = succeed("withdraw.py", "--save_path", run, "--data_dir", images, "--merge", merge, *MEASURE)
     assert opened and all("/test/" in path for path in opened)
     assert json.loads((run / "metrics.json").read_text()) == {**json.loads((save / "metrics.json").read_text()),
                                                               "merge": merge} and "(reads label)" in out
     monkeypatch.chdir(tmp_path)
     (run / "metrics.json").unlink()
-    assert "not measured" in succeed("withdraw.py", "--save_path", run, "--merge", merge, *WITHDRAW)
+    assert "not measured" in succeed("withdraw.py", "--save_path", run, "--merge", merge, *MEASURE)
     for name in ("target.pt", "deposit.pt", "difference.pt"):
         (run / name).unlink()
     network, _ = load_network(str(run / "recover.pt"))  # usable on its own
@@ -130,7 +130,7 @@ def test_concat_of_an_untrained_unpruned_deposit_is_the_original(chain, tmp_path
     save, data = chain
     succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--lr", "1e-30", "--prune_ratio", "0", "--bn_stats",
                                                "frozen"))
-    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, *WITHDRAW)
+    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, *MEASURE)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for rule in ("concat", "difference", "tr_alone"):
         assert metrics["recover"][rule]["counts"] == metrics["original"]["counts"]
@@ -160,7 +160,7 @@ def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(ch
             "--out", tmp_path / "other.json")
     run = tmp_path / "run"
     succeed("train_deposit.py", *deposit_flags(chain, run, "--partition", tmp_path / "other.json"))
-    succeed("withdraw.py", "--save_path", run, "--data_dir", data, *WITHDRAW)
+    succeed("withdraw.py", "--save_path", run, "--data_dir", data, *MEASURE)
     _, partition = read(str(run / "target.pt"), "target")
     assert partition.deposit_classes == [0, 1, 2]
     ours, theirs = (json.loads((folder / "metrics.json").read_text())["original"] for folder in (run, save))
@@ -210,7 +210,7 @@ def test_validation_images_choose_settings(chain, tmp_path):
     flags = ["--save_path", tmp_path, "--data_dir", chain[1]]
     succeed("train_scratch.py", *flags, "--arch", "resnet8", *TINY)
     succeed("train_deposit.py", *flags, *TINY)
-    succeed("withdraw.py", *flags, *WITHDRAW, "--eval_split", "val")
+    succeed("withdraw.py", *flags, *MEASURE, "--eval_split", "val")
     metrics = json.loads((tmp_path / "metrics_val.json").read_text())
     assert sum(metrics["target"]["counts"]["total"]) == 12 == sum(metrics["original"]["counts"]["total"])
     assert "target" not in json.loads((tmp_path / "metrics.json").read_text())
@@ -249,7 +249,7 @@ def test_a_finished_run_is_not_run_again_and_what_was_lost_is_made_again(chain, 
     for name in ("target.pt", "difference.pt"):
         (tmp_path / name).unlink()
         assert f"{name}" in succeed("train_deposit.py", *deposit_flags(chain, tmp_path))
-    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", chain[1], *WITHDRAW)
+    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", chain[1], *MEASURE)
     assert json.loads((tmp_path / "metrics.json").read_text()) == figures
 
 
@@ -257,7 +257,7 @@ def test_a_finished_run_is_not_run_again_and_what_was_lost_is_made_again(chain, 
 
 def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
     succeed("analysis/speed.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1", "--rounds", "1",
-            "--workers", "0", *WITHDRAW, "--out", tmp_path / "b.json")
+            "--workers", "0", *PLAIN, "--out", tmp_path / "b.json")
     report = json.loads((tmp_path / "b.json").read_text())
     rates = report["images_per_s"]
     assert report["hardware"] and report["command"][0] == "speed.py"

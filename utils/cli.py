@@ -64,15 +64,19 @@ def _device(text):
     return text
 
 
-def add_running_args(parser, seed="seed of initialisation, data order, augmentation and random labels"):
-    """Flags of every stage that computes on images: where it runs, in which precision."""
+def add_running_args(parser, *, seed="seed of initialisation, data order, augmentation and random labels",
+                     precision=True):
+    """Flags of every stage that computes on images: where it runs. seed: what --seed decides, None where nothing is
+    drawn; precision: whether there is --precision."""
     group = parser.add_argument_group("running")
-    group.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help=seed)
+    if seed is not None:
+        group.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help=seed)
     group.add_argument("--device", type=_device, default="auto",
                        help="auto: CUDA when there is a GPU, else the CPU; or cpu, cuda, cuda:1, mps")
-    group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-                       help="of training. auto: bfloat16 autocast where the processor has instructions for it, else "
-                            "float32. Accuracies are always measured in float32")
+    if precision:
+        group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+                           help="of training. auto: bfloat16 autocast where the processor has instructions for it, "
+                                "else float32. Accuracies are always measured in float32")
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA choose only algorithms that give the same bits again, which costs some speed; "
                             "a CPU with a given number of threads does so anyway")

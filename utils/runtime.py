@@ -40,8 +40,8 @@ class Runtime:
 
     @classmethod
     def of(cls, args):
-        """From parsed flags."""
-        return cls(args.device, args.precision, args.seed, args.deterministic)
+        """From parsed flags; a stage that does not train has no --precision, and one that draws nothing no --seed."""
+        return cls(args.device, getattr(args, "precision", "fp32"), getattr(args, "seed", 0), args.deterministic)
 
     def autocast(self):
         """The context in which forward passes run; parameters, losses and updates stay in float32."""

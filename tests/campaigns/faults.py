@@ -32,7 +32,9 @@ def start(stage, save, epochs, **options):
              "deposit": ["--save_path", save, "--split_at", 2, "--epochs", epochs],
              "withdraw": ["--save_path", save, "--data_dir", save]}[stage]
     if stage != "partition":
-        flags += ["--device", "cpu", "--precision", "fp32"]
+        flags += ["--device", "cpu"]
+    if stage in ("original", "deposit"):
+        flags += ["--precision", "fp32"]
     return Process(SCRIPTS[stage], *flags, **options)
 
 
