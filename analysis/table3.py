@@ -1,5 +1,5 @@
 """Table 3 as Markdown: what students learn from T0, from T trained without L_at and with it, and from R, which never
-saw the deposit classes: mean and standard deviation over runs (a metrics.json each), the paper's values beside them."""
+saw the deposit classes: mean and standard deviation over runs (a metrics.json each), the paper's values below."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _VALUES = {
     "ResNet-18, logits": ((94.26, 95.73), (94.55, 92.70), (94.64, 91.49)),
     "ResNet-18, attention": ((94.09, 95.24), (94.15, 94.61), (93.85, 88.76)),
 }
-PAPER = {f"paper: {row}: {accuracy}": {teacher: f"{pair[i]:.2f}" for teacher, pair in zip(TEACHERS, pairs)}
+PAPER = {f"{row}: {accuracy}": {teacher: f"{pair[i]:.2f}" for teacher, pair in zip(TEACHERS, pairs)}
          for row, pairs in _VALUES.items() for i, accuracy in enumerate(ACCURACIES.values())}
 
 
@@ -49,24 +49,27 @@ def _place(path):
 
 
 def table3_rows(paths):
-    """{student and accuracy: {teacher: summary}}."""
+    """{student and accuracy: {teacher: summary}}; with one weight of L_at, the paper's rows of the same students too."""
     cells = {}
-    for path in paths:
+    for path in sorted(paths):
         student, teacher = _place(path)
         cells.setdefault(student, {}).setdefault(teacher, []).append(path)
     teachers = sorted({teacher for of_student in cells.values() for teacher in of_student},
                       key=lambda teacher: (TEACHERS.index(teacher.split(" (")[0]), teacher))
+    # several weights of L_at stand in the headings, and the paper's column fits none of them
+    several = sum(teacher.startswith(TEACHERS[2]) for teacher in teachers) > 1
     rows = {}
     for student, of_student in cells.items():
         runs = {teacher: load_runs(of_student.get(teacher, [])) for teacher in teachers}
         for key, accuracy in ACCURACIES.items():
             rows[f"{student}: {accuracy}"] = {
-                teacher: summary([run["student"][key] for run in of_teacher]) for teacher, of_teacher in runs.items()}
-    return rows
+                teacher if several else teacher.split(" (")[0]: summary([run["student"][key] for run in of_teacher])
+                for teacher, of_teacher in runs.items()}
+    return {**rows, **{f"paper: {row}": PAPER[row] for row in rows if row in PAPER and not several}}
 
 
 def main(args):
-    print_table(markdown(table3_rows(sorted(args.metrics)), CORNER) + "\n" + markdown(PAPER, CORNER), args.out)
+    print_table(markdown(table3_rows(args.metrics), CORNER), args.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
+from analysis.table3 import CORNER, table3_rows
 from analysis.tsne import NETWORKS
 from utils.files import load_json, read_log
 from utils.tables import above, summary, table1_rows
@@ -158,6 +159,10 @@ TABLES = {
                               table1(paper="cifar10")),
     "cub200": Table("CUB-200-2011, 128 pixels, test set, three draws", "bash scripts/2_table1_cub200.sh",
                     "table1/cub200/paper/seed*/metrics.json", table1(paper="cub200")),
+    "table3": Table("CIFAR-10, test set, draw of seed 0",
+                    published("resnet20", "3_table3_transferability.sh 0",
+                              "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (without the control)",
+                    "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
                   "tsne/*.json", tsne, "share (%)", "../table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",

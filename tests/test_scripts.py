@@ -13,6 +13,7 @@ from fixtures import make_folder
 from analysis import ablation
 from analysis.ablation import AXES
 from analysis.bank import states_of
+from analysis.table3 import table3_rows
 from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
@@ -77,10 +78,15 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
     flags = {**TINY, "STUDENTS": "cnn", "STUDENT_EPOCHS": 1, "LAMBDA_AT": "0 50", "DATA_DIR": images, "SAVE": tmp_path}
     finished("3_table3_transferability", 0, **flags)
     table = (tmp_path / "table3.md").read_text()
-    ours, paper = table.split("\n\n")
-    columns = [column.strip() for column in ours.splitlines()[0].strip("|").split("|")]
-    assert columns == ["student, distillation", "T0", "T without L_at", "T with L_at (50)", "R"]
-    assert len(ours.splitlines()) == 2 + 3 * 2 and "85.70" in paper
+    heading, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    assert heading == ["student, distillation", "T0", "T without L_at", "T with L_at", "R"]
+    assert len(rows) == 3 * 2 + 2 * 2  # labels alone, logits and attention; the paper's two
+    assert ["paper: CNN, logits: Pre Acc", "85.38", "85.97", "85.70", "-"] in rows
+    assert all(float(cell) >= 0 for cells in rows[:4] for cell in cells[1:])
+    shutil.copytree(tmp_path / "cnn_logits" / "lambda_at_50", tmp_path / "cnn_logits" / "lambda_at_7")
+    two = table3_rows([str(path) for path in tmp_path.glob("cnn_*/*/seed0/metrics_val.json")])
+    assert {"T with L_at (7)", "T with L_at (50)"} < two["CNN, logits: Pre Acc"].keys()
+    assert not any("paper" in row for row in two)
     teachers = {"original": tmp_path / "original" / "original.pt",
                 "retrained": tmp_path / "retrained" / "seed0" / "retrained.pt",
                 **{f"lambda_at_{n}": tmp_path / f"lambda_at_{n}" / "seed0" / "target.pt" for n in (0, 50)}}
