@@ -4,7 +4,7 @@ import os
 
 from datasets import DATASETS, make_partition
 from datasets.partition import read_partition, save_partition
-from utils.cli import bounded, make_parser, run
+from utils.cli import bounded, make_parser, path, run
 from utils.errors import UserError
 
 
@@ -16,7 +16,8 @@ def get_args_parser():
                            "folder; cub200: CUB-200-2011 or a part of it, in the layout of its archive; folder: any "
                            "train/<class>/, test/<class>/ (or val/<class>/, where there is no test/), with images at "
                            "any depth")
-    data.add_argument("--data_dir", default="data", help="folder that holds the data set, or gets the download")
+    data.add_argument("--data_dir", type=path, default="data",
+                      help="folder that holds the data set, or gets the download")
     data.add_argument("--image_size", type=bounded(int, 8, 1024), default=None,
                       help="side of the square images; 32, for cub200 224, for folder the median of the short sides of "
                            "the training images, at most 224")
@@ -40,14 +41,14 @@ def get_args_parser():
                              "(authors' code)")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0,
                         help="seed of the draw")
-    parser.add_argument("--out", default=os.path.join("checkpoints", "lirf", "partition.json"),
-                        help="manifest to write, or the folder to write partition.json into")
+    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "lirf", "partition.json"),
+                        help="manifest to write, NAME.json, or the folder to write partition.json into")
     return parser
 
 
 def main(args):
     out = args.out
-    if out.endswith(os.sep) or os.path.isdir(out):
+    if not out.endswith(".json") or os.path.isdir(out):
         out = os.path.join(out, "partition.json")
     partition = make_partition(args.dataset, args.data_dir, fraction=args.deposit_fraction,
                                listed=args.deposit_classes, draw=args.draw, seed=args.seed,

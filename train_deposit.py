@@ -193,6 +193,9 @@ def main(args):
         record_network(args.save_path, original.with_gone(partition), "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
+    if len(partition.deposit_classes) == 1 and args.pt_classes == "deposit" and distributed.rank == 0:
+        print("one deposit class: L_pt, a softmax over one logit, teaches T_r nothing. Withdraw with --merge "
+              "difference, or deposit with --pt_classes all")
 
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
     shown = load_if_there(partition, args.data_dir, partition.logged_split, "no accuracies will be logged")

@@ -89,6 +89,9 @@ def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
 
 def initial_network(args, num_classes, image_size):
     """(network, what it starts from): --arch from scratch (None), or with --weights, then named by their checksum."""
+    if args.weights is not None and args.subset != "all":
+        raise UserError(f"--subset {args.subset} is trained from scratch: weights of others may have seen the classes "
+                        f"that it must not know, so leave --weights out")
     torch.manual_seed(args.seed)
     network = build_network(args.arch, num_classes, image_size)
     if args.weights is None:

@@ -164,9 +164,10 @@ def main(args):
         cut_after = content["split_at"]
         name, difference = read_difference(os.path.join(folder, "difference.pt"), target_path, content, content["away"],
                                            split_network(network, cut_after)[0])
-        if content["away"][name] in classes:
-            raise UserError(f"{folder} is named twice: name each deposit once")
-        classes.append(content["away"][name])
+        own = content["away"][name]
+        if any(not set(own).isdisjoint(others) for others in classes):
+            raise UserError(f"{folder} deposits a class that another folder deposits too: name each class once")
+        classes.append(own)
         differences.append(difference)
         module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
         modules.append(runtime.place(module))

@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from analysis.tsne import features_of
-from datasets import batches, evaluation_batches, load_images
+from datasets import batches, evaluation_batches, load_images, read_partition
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import build_network
-from models.checkpoints import describe
-from train_deposit import first_images, read_original
+from models.checkpoints import describe, network_of, read
+from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
-from utils.metrics import count_correct, metrics_path, percent, record_network, table1, write_metrics
+from utils.errors import UserError
+from utils.metrics import (count_correct, metrics_path, percent, read_metrics, record_network, table1,
+                           write_metrics)
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -30,11 +32,11 @@ class Networks:
     """T0 (frozen, eval mode), T, which starts as its copy, B with random weights, class ids, pixels' mean and std, and
     the weight of Spotter's cosine."""
 
-    def __init__(self, original, partition, runtime, lambda_cosine=1.0):
+    def __init__(self, original, arch, partition, runtime, lambda_cosine=1.0):
         self.lambda_cosine = lambda_cosine
-        self.original = runtime.place(original.network).requires_grad_(False).eval()
+        self.original = runtime.place(original).requires_grad_(False).eval()
         self.target = copy.deepcopy(self.original).requires_grad_(True)
-        self.teacher = build_network(original.arch, partition.num_classes, partition.image_size)
+        self.teacher = build_network(arch, partition.num_classes, partition.image_size)
         self.teacher = runtime.place(self.teacher).requires_grad_(False).eval()
         self.preserved, self.deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
                                           for subset in ("preservation", "deposit"))
@@ -65,7 +67,8 @@ class Networks:
 
 
 def logit_mask(head, deposited):
-    """Columns of D := -inf (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed but D's own rows."""
+    """Logits of D := -1000, a probability of 0 (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed
+    but D's own rows."""
     head.weight[deposited], head.bias[deposited] = 0.0, losses.MASKED
 
 
@@ -136,7 +139,7 @@ class Method(NamedTuple):
 
 # This is the one place to add a method. Grids of --lr and --bn_stats for its trials are in scripts/9_methods.sh.
 METHODS = {
-    "logit_mask": Method("deposit columns at -inf", logit_mask, defaults={"epochs": 0}),
+    "logit_mask": Method("deposit classes of probability 0", logit_mask, defaults={"epochs": 0}),
     "pour_p": Method("features projected off D's rows", pour_p, defaults={"epochs": 0}),
     "neg_grad": Method("gradient ascent", loss=neg_grad, stop=10.0,
                        defaults={"epochs": 5, "lr": 1e-4, "clip_norm": 1.0}),
@@ -165,9 +168,21 @@ def get_args_parser():
     # Five epochs for all methods, as LIRF takes two and the deep deposit one; their authors take 1 to 20. The limit
     # of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
-    parser.set_defaults(weight_decay=0.0, split_at=1, images_per_class=None)  # read_original asks for the last two
+    parser.set_defaults(weight_decay=0.0)
     add_running_args(parser)
     return parser
+
+
+def read_original(args):
+    """(content of T0's file, T0, Partition of the deposit) that the flags name, checked before anything is written."""
+    original_path = args.original or os.path.join(args.save_path, "original.pt")
+    content, partition = read(original_path, "original")
+    network = network_of(content, partition, original_path)
+    if args.partition is not None:
+        partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
+    for split in content["counts"]:
+        read_metrics(metrics_path(args.save_path, split), partition)
+    return content, network, partition
 
 
 def train(net, images, held_out, figures, prefix, runtime, training, args):
@@ -200,33 +215,37 @@ def train(net, images, held_out, figures, prefix, runtime, training, args):
 
 def main(args):
     runtime, method, out = Runtime.of(args), METHODS[args.method], os.path.join(args.save_path, "target.pt")
-    original, partition = read_original(args)
-    settings = settings_of(args, partition=partition.hash, precision=runtime.precision, original=original.identity)
+    if method.edit:
+        args.epochs = 0
+    elif args.epochs == 0:
+        raise UserError(f"--method {args.method} trains: with --epochs 0 it would leave T0 as it is")
+    content, original, partition = read_original(args)
+    settings = settings_of(args, partition=partition.hash, precision=runtime.precision, original=content["checksum"])
     if already_done(out, "target", "forget", settings) is not None:
         return
-    training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs if method.loss else 0)
+    training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs)
     logged = partition.logged_split
     images, held_out, shown = (
         load_images(partition, args.data_dir, split, partition.classes(subset)) for split, subset in (
             ("train", "deposit"), ("val" if partition.val_fraction else "train", "deposit"), (logged, "all")))
     shown = shown.to(runtime.device)
-    net = Networks(original, partition, runtime, args.lambda_cosine)
+    net = Networks(original, content["arch"], partition, runtime, args.lambda_cosine)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)
-        return {**table1(counts, partition, original.counts[logged]), "counts": counts}
+        return {**table1(counts, partition, content["counts"][logged]), "counts": counts}
 
     train(net, images.to(runtime.device), first_images(held_out, 200, args.seed).to(runtime.device), figures,
           "target" if logged == "test" else f"{logged}_target", runtime, training, args)
     if method.edit:
         with torch.no_grad():
             method.edit(net.target[-1].fc, net.deposited)
-    record_network(args.save_path, partition, "original", original.counts)
+    record_network(args.save_path, partition, "original", content["counts"])
     write_metrics(metrics_path(args.save_path, logged), partition, target=figures())
     # No difference lies beside it, so as a bank's network this one is refused.
-    save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=args.split_at,
-                    **describe(original.arch, partition.classes("all"), partition), counts=original.counts,
-                    original=original.identity, away={args.method: partition.deposit_classes})
+    save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
+                    **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],
+                    original=content["checksum"], away={args.method: partition.deposit_classes})
     training.finish()
     print(f"wrote {out}")
 

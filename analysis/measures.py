@@ -29,12 +29,12 @@ def split_accuracy(predicted, y, deposited):
 
 def probe(x, y):
     """Multinomial logistic regression on standardised features, fitted; its L2 strength is the best of STRENGTHS on a
-    held-out fifth of the training images.
+    held-out fifth of the training images, at least one of each class, which needs two.
 
     L-BFGS to convergence: a probe that stops early, or at a fixed rate on features that were scaled down, calls
     underfitting forgetting.
     """
-    held_out = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
+    held_out = StratifiedShuffleSplit(1, test_size=max(len(x) // 5, len(np.unique(y))), random_state=0)
     strengths = 1 / (STRENGTHS * len(x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of defaults that change in later versions

@@ -49,6 +49,19 @@ def h_means(runs):
     return summary([h_mean(run["measures"], run["reference"]["original"]) for run in runs])
 
 
+def read_record(file):
+    """What `analysis.residual` wrote. Raises UserError when the file is none of it."""
+    record = load_json(file)
+    if not isinstance(record, dict) or not {"settings", "original", "network", "measures"} <= record.keys():
+        raise UserError(f"{file} holds no measures: name a file <network>_residual_<draw>.json of analysis.residual")
+    return record
+
+
+def usable(found):
+    """rho of a measure's entry in a record; None where it means nothing."""
+    return None if found.get("usable") is False else found.get("rho")
+
+
 def grounds(record):
     """(split, partition, T0) on which a residual record was measured."""
     return record["settings"]["eval_split"], record["settings"]["partition"], record["original"]
@@ -65,9 +78,11 @@ def choose(folders):
         if len(names) != 1:
             raise UserError(f"{folder} holds {len(names)} files target_residual_*.json, where one is wanted: run "
                             f"scripts/9_methods.sh")
-        record = load_json(names[0])
+        record = read_record(names[0])
         measured_on.add(grounds(record))
-        found, original = record["measures"], record["reference"]["original"]
+        found, original = record["measures"], record.get("reference", {}).get("original", {})
+        if not {"answers", "probe"} <= found.keys() or "answers" not in original:
+            raise UserError(f"{names[0]} lacks answers or probe: measure them by analysis.residual")
         cells[os.path.basename(os.path.normpath(folder))] = {
             **found["answers"], "h_mean": h_mean(found, original), "probe": found["probe"]["dep"]}
     if len(measured_on) > 1 or measured_on.pop()[0] != "val":
@@ -108,7 +123,8 @@ def rows_of(records):
     each]}: means over draws, Pre / Dep of a measure of both. A rho is "-" where that of a draw is not usable."""
     def text(figures):
         shown = ("pre", "dep") if "pre" in figures[0] else [next(iter(figures[0]))]
-        return " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
+        at_least = "> " if any(run.get("censored") for run in figures) else ""  # relearn gave up in an order
+        return at_least + " / ".join(f"{statistics.fmean(run[key] for run in figures):.4g}" for key in shown)
 
     tables = measures_of(records)
     values = {name: {measure: text([run[measure] for run in runs]) for measure in runs[0]
@@ -120,11 +136,12 @@ def rows_of(records):
         values[method] = {"H Mean": h_means(runs), **values[method],
                           **{key: summary([of_run.get(key) for of_run in kept])
                              for key in ("bytes", "parameters", "seconds", "passes")}}
-        rhos[method] = {measure: summary([None if found.get("usable") is False else found.get("rho") for found in (
-            run["rho"].get(measure, {}) for run in runs)]) for measure in runs[0]["rho"]}
-        steps = [[of_network.get("relearn", {}).get("steps") for of_network in (
+        rhos[method] = {measure: summary([usable(run["rho"].get(measure, {})) for run in runs])
+                        for measure in runs[0]["rho"]}
+        relearned = [[of_network.get("relearn", {"censored": True}) for of_network in (
             run["measures"], *run["reference"]["retrained"])] for run in runs]
-        if all(None not in of_run and len(of_run) > 1 for of_run in steps):
+        steps = [[found["steps"] for found in of_run if not found["censored"]] for of_run in relearned]
+        if all(len(of_run) == len(found) > 1 for of_run, found in zip(steps, relearned)):
             rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) if any(of_r) else None
                                                        for of_t, *of_r in steps])
     return values, rhos
@@ -151,11 +168,14 @@ def records_of(names):
     draws that all methods have. Raises UserError when there is none."""
     records = {}
     for name in sorted(names):
-        record, folder = load_json(name), os.path.dirname(name)
+        record, folder = read_record(name), os.path.dirname(name)
         manifest = os.path.join(folder, "partition.json")
         of_draw = not os.path.exists(manifest) or read_partition(manifest).hash == record["settings"]["partition"]
         if "rho" in record and of_draw:  # neither R's nor of another draw
-            records.setdefault(name.split(os.sep)[-3], []).append({**record, "costs": costs(folder)})
+            runs = records.setdefault(name.split(os.sep)[-3], [])
+            if record["settings"]["partition"] in {run["settings"]["partition"] for run in runs}:
+                raise UserError(f"{name} is a second network of its draw and method: put it into a folder of its own")
+            runs.append({**record, "costs": costs(folder)})
     draws = [{run["settings"]["partition"] for run in runs} for runs in records.values()]
     common = set.intersection(*draws) if draws else set()
     if not common:
@@ -178,7 +198,7 @@ def draw(records, trade, out, measure="probe"):
 
     def place(axes, x, runs, **style):
         """A point at the summary x of the runs, if they have both."""
-        rho = summary([run["rho"].get(measure, {}).get("rho") for run in runs])
+        rho = summary([usable(run["rho"].get(measure, {})) for run in runs])
         if x and rho:
             axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, ls="none", **style)
 

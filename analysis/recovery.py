@@ -200,8 +200,10 @@ def points_of(folder, original, args, runtime):
 def pruned_points(paths):
     """{form: [{"bytes", "above"}]} of the T_r of other deposits, metrics files <preset>_<ratio>/seed<k>/<file>."""
     forms = {}
-    for name in paths:
+    for name in map(os.path.abspath, paths):
         metrics, deposit = load_json(name), name.split(os.sep)[-3].replace("_", ", pruned ")
+        if "concat" not in metrics.get("recover", {}):
+            raise UserError(f"{name} has no withdrawal by concat: run withdraw.py of that deposit")
         size = os.path.getsize(os.path.join(os.path.dirname(name), "deposit.pt"))
         forms.setdefault(f"T_r of {deposit}", []).append({"bytes": size, "above": above(metrics, "concat")})
     return forms
@@ -245,14 +247,14 @@ def main(args):
     runtime = Runtime.of(args)
     content, partition = read(args.original, "original")
     original = network_of(content, partition, args.original)
-    points = []
+    points, pruned = [], pruned_points(args.pruned)
     for folder in args.runs:
         target_path = os.path.join(folder, "target.pt")
         if not os.path.exists(target_path):
             raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
         require_original(read(target_path, "target")[0], target_path, content, args.original)
         points.append(points_of(folder, copy.deepcopy(original), args, runtime))
-    result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned_points(args.pruned)}
+    result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     save_json(f"{args.out}.json", result)
     rows = recovery_rows(result)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from analysis import measures
-from analysis.methods import print_tables
+from analysis.methods import print_tables, read_record
 from analysis.recovery import as_bytes, file_size
 from analysis.tsne import features_of
 from datasets import batches, evaluation_batches, load_images, read_partition
@@ -26,7 +26,7 @@ from models.checkpoints import read, require_original
 from models.difference import BITS, decode, encode, shifted
 from models.weights import load_weights, read_weights
 from train_deposit import first_images
-from utils.checkpoint import checksum, load_checkpoint
+from utils.checkpoint import checksum, is_ours, load_checkpoint
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
@@ -40,11 +40,13 @@ PER_CLASS = 1000  # training images for probes, prototypes, membership; at most 
 
 
 class Known:
-    """A network, T0's Known and the images that it is examined on, ImageSets of `image_sets`."""
+    """A network, T0's Known, the images that it is examined on, ImageSets of `image_sets`, and the rate at which R
+    relearns, where that is known."""
 
-    def __init__(self, network, partition, images, split_at, runtime, original=None):
+    def __init__(self, network, partition, images, split_at, runtime, original=None, relearn_rate=None):
         self.network, self.partition, self.images, self.runtime = runtime.place(network), partition, images, runtime
         self.parts, self.original = split_network(self.network, split_at), original or self
+        self.relearn_rate = relearn_rate
         self.features = functools.cache(self.features)
 
     @functools.cached_property
@@ -140,8 +142,8 @@ def preserved_only(known):
 
 def relearn(known):
     """Steps of training on all classes, batch norm updated, until Dep on held-out images, read every 5 steps, reaches
-    90 % of T0's: mean and deviation over orders, at the rate of RATES that is fastest for this very network in the
-    first order. CAP where it does not; `censored` counts those.
+    90 % of T0's: mean and deviation over orders. CAP where it does not; `censored` counts those. One rate for all
+    networks: of RATES that at which R is fastest, in an order of its own; without R, the network's own fastest.
 
     Anamnesis index (Chundawat et al., TIFS 2023): steps of T over steps of R; 1 as R, below 1 residual knowledge. On a
     nearly solved data set it is a ratio of small numbers.
@@ -154,13 +156,13 @@ def relearn(known):
                 return step
         return CAP
 
-    best, least = RATES[0], CAP
-    for rate in RATES:  # a slower one need not be followed further than the best
-        if (found := steps(rate, 0, least)) < least:
-            best, least = rate, found
-    found = [least, *(steps(best, draw, CAP) for draw in range(1, DRAWS))]
-    return {"steps": statistics.fmean(found), "deviation": statistics.pstdev(found), "censored": found.count(CAP),
-            "lr": best}
+    rate, least = known.relearn_rate, CAP + 1
+    for candidate in RATES if rate is None else ():  # a slower one need not be followed further than the best
+        if (found := steps(candidate, DRAWS, min(least, CAP))) < least:
+            rate, least = candidate, found
+    found = [steps(rate, draw, CAP) for draw in range(DRAWS)]
+    return {"steps": statistics.fmean(found), "deviation": statistics.stdev(found) if DRAWS > 1 else 0.0,
+            "censored": found.count(CAP), "lr": rate}
 
 
 # What a network gives back and keeps.
@@ -203,7 +205,9 @@ MEASURES = {
     "relearn": relearn,
     "recovery": recovery,
 }
-WITHOUT_RHO = ("relearn", "recovery")
+# T0 with a prototype's row, of the preserved rows' norm, names few preserved images: a rho of its Dep would say little.
+WITHOUT_RHO = ("prototype_1", "prototype_5", "prototype_25", "relearn", "recovery")
+FITTED = ("probe", "probe_cut", "told", "named")  # these hold out an image of each class to choose their strength
 
 
 def get_args_parser():
@@ -213,8 +217,8 @@ def get_args_parser():
                              "train_scratch.py --weights reads")
     parser.add_argument("--original", type=path, required=True, help="T0")
     parser.add_argument("--retrained", type=path, nargs="*", default=[],
-                        help="R, of train_scratch.py --subset retrain, or the .json file of its measures, which serves "
-                             "where R is no longer there and needs --partition; several, of other seeds, give a spread")
+                        help="R, of train_scratch.py --subset retrain, or the .json file of its measures, beside its "
+                             "partition.json, where R is no longer there; several, of other seeds, give a spread")
     parser.add_argument("--partition", type=path, default=None,
                         help="manifest with the deposit classes; unset: R's or, without R, T0's")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
@@ -261,16 +265,16 @@ def is_kept(file):
     return file.endswith(".json")
 
 
-def kept(file, settings, of_original):
-    """What `measured` kept of an R that is not at hand. Raises UserError for other settings, another draw or T0."""
-    record = load_json(file)
-    if not {"settings", "original", "network", "measures"} <= record.keys():
-        raise UserError(f"{file} holds no measures of an R: name retrained.pt, or retrained_residual_<draw>.json")
+def kept(file, settings, of_original, partition):
+    """What `measured` kept of an R that is not at hand, with its partition.json beside it, whose images may be stored
+    otherwise. Raises UserError for other settings, another draw or T0."""
+    record = read_record(file)
     if record["original"] != of_original:
         raise UserError(f"{file} was measured beside another T0: name R's of this one")
-    if record["settings"].get("partition") != settings["partition"]:
-        raise UserError(f"{file} is of other deposit classes: name the partition.json of its draw by --partition")
-    require_settings(record, file, settings)
+    manifest = os.path.join(os.path.dirname(file), "partition.json")
+    if not read_partition(manifest).same_draw(partition):
+        raise UserError(f"{file} is of other deposit classes or data: name a partition.json of its draw by --partition")
+    require_settings(record, file, {**settings, "partition": record["settings"].get("partition")})
     return record
 
 
@@ -283,7 +287,8 @@ def measured(known, wanted, file, identity):
         record = {**identity, "measures": {}}
     require_settings(record, file, identity["settings"])
     for name in wanted:
-        if name not in record["measures"]:
+        of_rate = record["measures"].get(name, {}).get("lr") if name == "relearn" else None
+        if name not in record["measures"] or known.relearn_rate and of_rate not in (None, known.relearn_rate):
             record["measures"][name] = figures = MEASURES[name](known)
             save_json(file, record)
             print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()
@@ -305,13 +310,12 @@ def partition_of(args):
 def refuse_other_draw(file, partition, original, original_path):
     """Raise UserError when `file` is a network of ours that has forgotten other classes, or is made of another T0 than
     that whose file holds `original`."""
-    try:
-        content = load_checkpoint(file, ("target", "recover", "retrained"))
-    except UserError:
-        return  # a network made elsewhere
+    if not is_ours(file):
+        return
+    content = load_checkpoint(file, ("original", "independent", "retrained", "target", "recover", "student"))
     if "original" in content:
         require_original(content, file, original, original_path)
-    if content["partition"]["hash"] != partition.hash:
+    if content["kind"] in ("retrained", "target", "recover") and content["partition"]["hash"] != partition.hash:
         raise UserError(f"{file} has forgotten other classes than are measured: name R of its draw by --retrained, or "
                         f"its partition.json by --partition")
 
@@ -334,24 +338,37 @@ def main(args):
         refuse_other_draw(file, partition, content, args.original)
     settings = settings_of(args, leave_out=("networks", "original", "retrained", "measures"),
                            partition=partition.hash, precision=runtime.precision)
-    images, original, of_original, records, files = image_sets(partition, args, runtime.device), None, None, {}, {}
+    images, records, rate = image_sets(partition, args, runtime.device), {}, None
     few = images["train"].labels.bincount().min().item()
-    wanted = [name for name in args.measures if int(re.search("[0-9]*$", name)[0] or 0) <= few]
+    wanted = [name for name in args.measures
+              if int(re.search("[0-9]*$", name)[0] or (2 if name in FITTED else 0)) <= few]
     if wanted != args.measures:
         print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
-    for file in (args.original, *args.retrained, *args.networks):
-        if file in args.retrained and is_kept(file):
-            records[file] = kept(file, settings, of_original)
-            continue
+    files = {file: f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"
+             for file in (*args.retrained, args.original, *args.networks) if not is_kept(file)}
+    if len({os.path.abspath(out) for out in files.values()}) < len({os.path.abspath(file) for file in files}):
+        raise UserError("two of the networks differ in their ending alone, so their measures would lie in one file: "
+                        "rename one")
+
+    def opened(file, original=None):
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file)
         load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True)
-        known = Known(network.eval(), partition, images, args.split_at, runtime, original)
-        of_network = checksum({"tensors": tensors})
-        original, of_original = original or known, of_original or of_network
-        identity = {"settings": settings, "original": of_original, "network": of_network}
-        files[file] = f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"
-        records[file] = measured(known, wanted, files[file], identity)
+        known = Known(network.eval(), partition, images, args.split_at, runtime, original, rate)
+        return known, checksum({"tensors": tensors})
+
+    original, of_original = opened(args.original)
+    for file in (*args.retrained, args.original, *args.networks):  # R first: it sets the rate of `relearn`
+        if file not in files:
+            records[file] = kept(file, settings, of_original, partition)
+        else:
+            known, of_network = opened(file, original)
+            identity = {"settings": settings, "original": of_original, "network": of_network}
+            records[file] = measured(known, wanted, files[file], identity)
+        if file in args.retrained and rate is None:
+            rate = records[file]["measures"].get("relearn", {}).get("lr")
+    if len({records[file]["network"] for file in args.retrained}) < len(args.retrained):
+        raise UserError("--retrained names one network twice, which would give R no spread: name each once")
     of_0, *of_r = (records[file]["measures"] for file in (args.original, *args.retrained))
     for file in args.networks:
         records[file] |= {"reference": {"original": of_0, "retrained": of_r},

@@ -21,6 +21,7 @@ from datasets import load_images, make_partition
 from models.architectures import ARCHITECTURES, build_network
 from models.lirf import LIRF
 from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.errors import UserError
 from utils.files import write_atomically
 from utils.optim import make_optimizer
 from utils.run import head_of_log
@@ -138,6 +139,8 @@ def measure(args, runtime, root):
 
 def main(args):
     runtime = Runtime.of(args)
+    if args.out and os.path.isdir(args.out):
+        raise UserError(f"--out {args.out} is a folder: name a file in it")
     report = {**head_of_log(runtime), "arch": args.arch, "batch_size": args.batch_size, "steps": args.steps}
     with tempfile.TemporaryDirectory() as root:
         make_images(root, 4 * args.batch_size)

@@ -48,8 +48,16 @@ def _place(path):
     return f"{STUDENTS.get(student, student)}, {distillation.replace('none', 'labels alone')}", teacher
 
 
+def load_students(paths):
+    """The contents of metrics files of students."""
+    for path, metrics in zip(paths, runs := load_runs(paths)):
+        if "student" not in metrics:
+            raise UserError(f"{path} has no figures of a student: name files of analysis.train_student")
+    return runs
+
+
 def table3_rows(paths):
-    """{student and accuracy: {teacher: summary}}; with one weight of L_at, the paper's rows of the same students too."""
+    """{student and accuracy: {teacher: summary}}; with one weight of L_at, the paper's rows of these students too."""
     cells = {}
     for path in sorted(paths):
         student, teacher = _place(path)
@@ -60,7 +68,7 @@ def table3_rows(paths):
     several = sum(teacher.startswith(TEACHERS[2]) for teacher in teachers) > 1
     rows = {}
     for student, of_student in cells.items():
-        runs = {teacher: load_runs(of_student.get(teacher, [])) for teacher in teachers}
+        runs = {teacher: load_students(of_student.get(teacher, [])) for teacher in teachers}
         for key, accuracy in ACCURACIES.items():
             rows[f"{student}: {accuracy}"] = {
                 teacher if several else teacher.split(" (")[0]: summary([run["student"][key] for run in of_teacher])

@@ -63,6 +63,16 @@ class Partition:
                             f"otherwise: partition that data likewise, or name another network")
         return other
 
+    def same_draw(self, other):
+        """Whether another partition has the same classes, deposits the same and has as many images, normalised alike,
+        in whatever files they are stored."""
+        def what(partition):
+            counts = [[of_class["count"] for of_class in partition.samples[split]] for split in SPLITS]
+            return (partition.class_names, partition.deposit_classes, partition.image_size, partition.val_fraction,
+                    partition.mean, partition.std, counts)
+
+        return what(self) == what(other)
+
     def with_deposit(self, deposit_classes):
         """The same data with other deposit classes."""
         if deposit_classes == self.deposit_classes:

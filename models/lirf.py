@@ -85,6 +85,9 @@ class LIRF(torch.nn.Module):
         if args.trained_blocks is not None and args.trained_blocks > blocks:
             raise UserError(f"--trained_blocks {args.trained_blocks} is more than the {blocks} of the lower part: give "
                             f"fewer, or raise --split_at")
+        if args.lambda_ur and len(partition.preserved_classes) >= self.upper[-1].fc.in_features:
+            raise UserError(f"--lambda_ur: the rows of {len(partition.preserved_classes)} preserved classes read every "
+                            f"direction of {self.upper[-1].fc.in_features} features, so L_ur is 0: set it to 0")
         self.target = copy.deepcopy(self.original_lower)
         # The blocks of lower_T before those that are trained stay T0's, and so do their batch-norm statistics.
         self.kept = len(self.target) - (args.trained_blocks or len(self.target))

@@ -65,10 +65,10 @@ def unread_features(features, original_features, reference, rows):
     """L_ur, ours: squared distance of T's features on D_r to one point, in the directions that the last layer's rows of
     the preserved classes do not read, in units of T0's distance: T0 has 1. The point is the mean of `reference`.
 
-    features, original_features: (b, d) of T and T0; reference: (n, d), T0's on synthetic images; rows: (k, d). 0 of no
-    synthetic images, and where k >= d rows read every direction.
+    features, original_features: (b, d) of T and T0; reference: (n, d), T0's on synthetic images; rows: (k, d), k < d. 0
+    without synthetic images.
     """
-    if len(reference) == 0 or len(rows) >= rows.shape[1]:
+    if len(reference) == 0:
         return features.float().sum() * 0
     basis = torch.linalg.qr(rows.detach().float().T).Q
 

@@ -108,7 +108,9 @@ ROWS = [
         "--split_at 4", "--split_at two", "--seed -1", "--device gpu", "--save_path s3://bucket/run")),
     (SCRATCH, "--warmup_epochs 2", "at the full rate"), (SCRATCH, "--schedule step", "no milestone within --epochs 2"),
     (SCRATCH, "--epochs 0", "name the weights"),
+    (SCRATCH, "--subset retrain --weights {run}/original.pt", "trained from scratch"),
     (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),
+    (PARTITION, "--out s3://bucket/p.json", "not a path"),
     # deposit classes, held-out images, mean and std
     (PARTITION, "--deposit_classes bee,eel", "'eel' is no class"), (PARTITION, "--deposit_classes ,", "0 of 4"),
     (PARTITION, "--deposit_classes 4", "'4' is no class"), (PARTITION, "--deposit_classes ant,bee,cow,dog", "4 of 4"),
@@ -121,6 +123,12 @@ ROWS = [
     (PARTITION, "--mean 0.5 0.5 1.5 --std 1 1 1", "out of range"), (PARTITION, "--mean 0.5 --std 0.5", "expected 3"),
     (PARTITION, "--mean 0 0 0 --std 0 1 1", "out of"), (PARTITION, "--mean nan 0 0 --std 1 1 1", "out of range"),
 ]
+
+
+def test_a_manifest_goes_into_the_folder_that_is_named(chain, tmp_path):
+    for out, file in (("run", "run/partition.json"), ("run/", "run/partition.json"), ("other.json", "other.json")):
+        succeed(PARTITION, "--dataset", "folder", "--data_dir", chain[1], "--out", f"{tmp_path}/{out}")
+        assert (tmp_path / file).is_file()
 
 
 @pytest.mark.parametrize("script,flags,word", ROWS)

@@ -144,6 +144,13 @@ def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp
     assert len(epochs) < 19 and json.loads(epochs[-1])["target_dep_acc"] <= 40
 
 
+def test_a_method_that_would_do_nothing_or_starts_from_a_target_is_refused(chain, tmp_path):
+    flags = forget_flags(chain, tmp_path / "new", "--method", "delete")
+    assert "would leave T0 as it is" in fail("analysis/forget.py", *flags, "--epochs", "0", unchanged=tmp_path)
+    assert "not original" in fail("analysis/forget.py", *flags, "--original", chain[0] / "target.pt",
+                                  unchanged=tmp_path)
+
+
 # the deep deposit
 
 
@@ -189,6 +196,14 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     assert head["settings"]["lambda_ur"] == 5 and all(epoch["l_ur"] > 0 for epoch in epochs)
 
 
+def test_l_ur_is_refused_where_the_rows_read_every_direction(chain):
+    original, partition = load_network(str(chain[0] / "original.pt"))
+    original[-1].fc = torch.nn.Linear(3, 4)  # as many features as there are preserved classes
+    args = train_deposit.get_args_parser().parse_args([*TINY, "--preset", "deep"])
+    with pytest.raises(UserError, match="--lambda_ur"):
+        LIRF(original, partition, args)
+
+
 # trials and tables
 
 
@@ -198,7 +213,7 @@ def test_a_cell_is_chosen_on_held_out_images(tmp_path):
         (tmp_path / cell).mkdir()
         measures = {"answers": {"dep": 5.0, "pre": h_mean}, "probe": {"dep": dep, "pre": 90}}
         original = {"answers": {"dep": h_mean + measures["answers"]["dep"]}}
-        record = {"measures": measures, "reference": {"original": original}, "original": "0",
+        record = {"measures": measures, "reference": {"original": original}, "original": "0", "network": cell,
                   "settings": {"eval_split": "val", "partition": "1"}}
         (tmp_path / cell / "target_residual_0.json").write_text(json.dumps(record))
     folders = [str(tmp_path / cell) for cell in cells]
@@ -208,6 +223,9 @@ def test_a_cell_is_chosen_on_held_out_images(tmp_path):
     succeed("analysis/methods.py", "--choose", folders[3], "--rule", "probe")  # which no cell fits
     assert (tmp_path / "choice.txt").read_text() == "d\n"
     assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "target_residual_0.json").write_text(json.dumps({**record, "measures": {}}))
+    assert "lacks answers or probe" in fail("analysis/methods.py", "--choose", tmp_path / "e")
     record["settings"]["eval_split"] = "test"
     (tmp_path / "d" / "target_residual_0.json").write_text(json.dumps(record))
     assert "not all measured on the same held-out" in fail("analysis/methods.py", "--choose", *folders)
@@ -219,10 +237,10 @@ def test_a_further_setting_is_a_point_of_the_figure(tmp_path):
                  "reference": {"original": {"answers": {"dep": 94}}}}]
 
     pictures = []
-    for trade in ({}, {"setting": run(92, {"rho": 0.3})}, {"setting": run(92, {})}):
+    for trade in ({}, {"setting": run(92, {"rho": 0.3})}, {"setting": run(92, {"rho": 0.3, "usable": False})}):
         methods.draw({"lirf": run(91, {"rho": 0.9}), "unknown": run(90, {})}, trade, tmp_path / "m.png")
         pictures.append((tmp_path / "m.png").read_bytes())
-    assert pictures[0] != pictures[1] and pictures[0] == pictures[2]  # what has no rho has no place
+    assert pictures[0] != pictures[1] and pictures[0] == pictures[2]  # no usable rho, no place
 
 
 @pytest.mark.parametrize("status,expected", [(3, 0), (1, 1), (130, 130)])

@@ -1,5 +1,6 @@
 """Residual knowledge: each measure on features whose answer is known, on T0 and between two R; the command lines."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from conftest import PLAIN, TINY, fail, succeed
 from fixtures import make_folder
 
 from analysis import measures, methods, residual
+from datasets import read_partition
+from datasets.partition import save_partition
 from models.architectures import build_network
 from models.checkpoints import load_network, read
 
@@ -104,14 +107,14 @@ def test_t0_has_rho_one_and_r_itself_zero(networks):
     found, _ = examine(networks, networks / "original/original.pt", networks / "retrained_0/retrained.pt", wanted=QUICK,
                        retrained=["retrained_0"])
     for record, value in zip(found, (1.0, 0.0)):
-        assert set(record["rho"]) == set(QUICK)
+        assert set(record["rho"]) == set(QUICK) - {*residual.WITHOUT_RHO}
         rhos = {figures["rho"] for figures in record["rho"].values()}
         assert value in rhos and rhos <= {None, value}
 
 
 def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networks, monkeypatch):
     """In another repository's layout, as README.md's command takes it; T0's own weights know all that T0 knows."""
-    for name, value in (("RATES", (1e-2,)), ("DRAWS", 1), ("CAP", 10), ("SHOT_STEPS", (1, 2)), ("KEPT_STEPS", (2,))):
+    for name, value in (("RATES", (1e-1,)), ("DRAWS", 1), ("CAP", 100), ("SHOT_STEPS", (1, 2)), ("KEPT_STEPS", (2,))):
         monkeypatch.setattr(residual, name, value)
     mine = networks / "mine" / "seed0" / "mine.pth"
     mine.parent.mkdir(parents=True)
@@ -157,16 +160,72 @@ def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
     (by_network,), _ = examine(networks, target, wanted=QUICK, retrained=["retrained_0"])
     (record,) = r.parent.glob("retrained_residual_*.json")
     kept = shutil.copy(record, tmp_path / "R.json")
+    manifest = read_partition(str(networks / "partition.json"))
+    save_partition(str(tmp_path / "partition.json"), dataclasses.replace(manifest, layout="array"))  # stored otherwise
     flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, *PLAIN, "--original"]
     mine = [networks / "original/original.pt", "--partition", networks / "partition.json", "--retrained", kept]
     succeed("analysis/residual.py", *flags, *mine)
     again = json.loads(next(target.parent.glob("target_residual_*.json")).read_text())
     assert again["rho"] == by_network["rho"] and len(again["reference"]["retrained"]) == 1
     assert "measured with seed 0, not 1" in fail("analysis/residual.py", *flags, *mine, "--seed", 1)
-    for key, value, said in (("original", "0", "another T0"), ("settings", {}, "other deposit classes")):
+    assert "names one network twice" in fail("analysis/residual.py", *flags, *mine, r)
+    for key, value, said in (("original", "0", "another T0"), ("settings", {}, "eval_split None")):
         (tmp_path / "changed.json").write_text(json.dumps({**json.loads(record.read_text()), key: value}))
         assert said in fail("analysis/residual.py", *flags, *mine[:-1], tmp_path / "changed.json")
     assert "holds no measures" in fail("analysis/residual.py", *flags, *mine[:-1], networks / "partition.json")
+    save_partition(str(tmp_path / "partition.json"), manifest.with_deposit([0, 1]))
+    assert "other deposit classes" in fail("analysis/residual.py", *flags, *mine)
+
+
+def test_a_damaged_checkpoint_and_a_file_of_another_ending_are_refused(networks, tmp_path):
+    target = shutil.copy(networks / "lirf/seed0/target.pt", tmp_path / "target.pt")
+    content = torch.load(target, weights_only=True)
+    content["tensors"]["stem.conv1.weight"] *= 3
+    torch.save(content, target)
+    flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--partition",
+             networks / "partition.json", *PLAIN, "--networks"]
+    assert "does not match its checksum" in fail("analysis/residual.py", *flags, target, unchanged=tmp_path)
+    for name in ("mine.pth", "mine.pt"):
+        torch.save(content["tensors"], tmp_path / name)
+    assert "differ in their ending" in fail("analysis/residual.py", *flags, tmp_path / "mine.pt", tmp_path / "mine.pth")
+
+
+def test_all_networks_relearn_at_the_rate_of_r_and_giving_up_is_told(networks, monkeypatch):
+    for name, value in (("RATES", (1e-9, 1e-2)), ("DRAWS", 2), ("CAP", 10)):
+        monkeypatch.setattr(residual, name, value)
+    partition = read(str(networks / "retrained_0/retrained.pt"), "retrained")[1]
+    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
+    images, networks_of = residual.image_sets(partition, args, "cpu"), {}
+    for name in ("original/original.pt", "retrained_0/retrained.pt"):
+        networks_of[name] = load_network(str(networks / name))[0]
+    t0, r = networks_of.values()
+    runtime = residual.Runtime("cpu", "fp32")
+    original = residual.Known(t0, partition, images, None, runtime)
+    assert residual.relearn(original) == {"steps": 0, "deviation": 0, "censored": 0, "lr": 1e-9}  # the first of equals
+    given_up = residual.relearn(residual.Known(r, partition, images, None, runtime, original, relearn_rate=1e-9))
+    assert given_up == {"steps": 10, "deviation": 0, "censored": 2, "lr": 1e-9}
+    record = {"measures": {"relearn": given_up}, "rho": {}, "settings": {"partition": "1"},
+              "reference": {"original": {}, "retrained": [{"relearn": {**given_up, "censored": 0}}]}}
+    values, rhos = methods.rows_of({"mine": [record]})
+    assert values["mine"]["relearn"] == "> 10" and values["R"]["relearn"] == "10"
+    assert "Anamnesis index" not in rhos["mine"]
+    record["measures"]["relearn"] = {**given_up, "censored": 0, "steps": 5}
+    assert methods.rows_of({"mine": [record]})[1]["mine"]["Anamnesis index"]["mean"] == 0.5
+
+
+def test_two_networks_of_one_draw_are_not_two_draws(tmp_path):
+    for name in ("mine", "old"):
+        (tmp_path / "mine" / "seed0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / "seed0" / f"{name}_residual_0.json").write_text(json.dumps({
+            "settings": {"partition": "0"}, "original": "0", "network": name, "measures": {}, "rho": {}}))
+    assert "second network of its draw" in fail("analysis/methods.py", "--runs", tmp_path)
+    (tmp_path / "mine" / "seed0" / "old_residual_0.json").write_text("{}")
+    assert "holds no measures" in fail("analysis/methods.py", "--runs", tmp_path)
+
+
+def test_a_probe_of_few_images_a_class_holds_out_one_of_each():
+    x, y = np.eye(10).repeat(2, 0) * 4, np.arange(10).repeat(2)
+    assert measures.probe(x, y).score(x, y) == 1
 
 
 def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, monkeypatch):

@@ -189,7 +189,7 @@ def test_a_bank_measures_its_states(images, tmp_path):
     call = ["--deposits", *deposits, "--data_dir", images, "--out", tmp_path / "other"]
     original = tmp_path / "original" / "original.pt"
     twice = ["--deposits", *deposits, deposits[0]]
-    assert "named twice" in fail("analysis/bank.py", "--original", original, *call, *twice)
+    assert "another folder deposits too" in fail("analysis/bank.py", "--original", original, *call, *twice)
     rewrite(original, lambda content: content["settings"].update(seed=9))
     assert "made from another original" in fail("analysis/bank.py", "--original", original, *call)
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()

@@ -66,6 +66,13 @@ def load_plain(path, kind, advice):
         raise UserError(f"{path} {fault} ({type(error).__name__}): {advice}") from None
 
 
+def is_ours(path):
+    """Whether a weights file is a checkpoint of this project, sound or damaged. Raises UserError when it is no weights
+    file."""
+    content = load_plain(path, "weights file", "name a state_dict() of torch.save or safetensors")
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def load_checkpoint(path, kind):
     """Read a checkpoint of a kind (or one of a tuple of kinds).
 
