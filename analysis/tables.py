@@ -198,7 +198,7 @@ TABLES = {
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting"),
     **{name: Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",
-                   f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg Acc after")
+                   f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table("CIFAR-10, test set, draw of seed 0",
                       published("resnet20", "5_ablation.sh 0",

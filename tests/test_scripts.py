@@ -96,6 +96,9 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
         for distillation in ("logits", "attention"):
             student = settings(tmp_path / f"cnn_{distillation}" / teacher / "seed0", "student")
             assert student["teacher"] == content["checksum"] and student["distillation"] == distillation
+    (run := tmp_path / "cnn_none" / "original" / "seed1").mkdir(parents=True)
+    shutil.copy(tmp_path / "lambda_at_0" / "seed0" / "metrics_val.json", run)
+    assert "no figures of a student" in fail("analysis/table3.py", "--metrics", run / "metrics_val.json")
     (tmp_path / "table3.md").unlink()  # again: nothing is trained, the table is written anew
     text, _ = finished("3_table3_transferability", 0, **flags)
     assert text.count("nothing to do") == 2 + 2 + 9, text
@@ -128,6 +131,7 @@ def test_ablation_of_the_number_of_classes(images, tmp_path):
     shutil.rmtree(runs / "epochs")
     # the same table from what is kept of the runs
     finished("collect", runs, records)
+    assert "is no folder" in run_shell("scripts/collect.sh", runs / "none", records)[1]
     assert {path.suffix for path in records.rglob("*") if path.is_file()} == {".json", ".jsonl"}
     succeed("analysis/ablation.py", "--runs", records, "--eval_split", "val")
     assert (records / "ablation.md").read_text().splitlines() == rows
@@ -161,6 +165,10 @@ def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
     sizes = [points[f"difference, {bits} bits"]["bytes"] for bits in (2, 3, 4, 6, 8, 16)]
     assert sizes == sorted(sizes) and sizes[-1] < points["T0 whole, 32 bits"]["bytes"]
     assert (tmp_path / "recovery.png").read_bytes().startswith(b"\x89PNG")
+    run = tmp_path / "paper_0.51" / "seed0"
+    (tmp_path / "m.json").write_text("{}")
+    assert "no withdrawal by concat" in fail("analysis/recovery.py", "--runs", run, "--pruned", tmp_path / "m.json",
+                                             "--original", tmp_path / "original" / "original.pt")
 
 
 def test_a_bank_measures_its_states(images, tmp_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import MEASURE, PLAIN, ROOT, TINY, call, deposit_flags, epochs_of, scratch_flags, succeed, tensors_of
+from conftest import MEASURE, PLAIN, ROOT, TINY, call, deposit_flags, epochs_of, fail, scratch_flags, succeed, tensors_of
 from fixtures import CLASSES, make_folder
 
 import train_deposit
@@ -95,7 +95,7 @@ def test_the_deposit_needs_no_image_of_the_preservation_set(chain, tmp_path, ope
     shutil.copytree(data / "train" / "bee", kept / "train" / "bee")
     out = tmp_path / "run"
     printed = succeed("train_deposit.py", *deposit_flags(chain, out, "--data_dir", kept))
-    assert "no accuracies will be logged" in printed
+    assert "no accuracies will be logged" in printed and "L_pt, a softmax over one logit" in printed
     assert opened and all("/train/bee/" in path for path in opened)
     for kind in ("target", "deposit", "difference"):  # and the preserved images change nothing when they are there
         assert (out / f"{kind}.pt").read_bytes() == (save / f"{kind}.pt").read_bytes()
@@ -258,6 +258,7 @@ def test_a_finished_run_is_not_run_again_and_what_was_lost_is_made_again(chain, 
 def test_the_speed_of_both_steps_is_measured_beside_the_reference(tmp_path):
     succeed("analysis/speed.py", "--arch", "resnet8", "--batch_size", "8", "--steps", "1", "--rounds", "1",
             "--workers", "0", *PLAIN, "--out", tmp_path / "b.json")
+    assert "is a folder" in fail("analysis/speed.py", "--out", tmp_path, unchanged=tmp_path)
     report = json.loads((tmp_path / "b.json").read_text())
     rates = report["images_per_s"]
     assert report["hardware"] and report["command"][0] == "speed.py"
