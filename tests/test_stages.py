@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import MEASURE, PLAIN, ROOT, TINY, call, deposit_flags, epochs_of, fail, scratch_flags, succeed, tensors_of
+from conftest import (MEASURE, PLAIN, ROOT, TINY, call, deposit_flags, epochs_of, fail, scratch_flags, succeed,
+                      tensors_of)
 from fixtures import CLASSES, make_folder
 
 import train_deposit
