@@ -161,7 +161,7 @@ TABLES = {
                     "table1/cub200/paper/seed*/metrics.json", table1(paper="cub200")),
     "table3": Table("CIFAR-10, test set, draw of seed 0",
                     published("resnet20", "3_table3_transferability.sh 0",
-                              "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (without the control)",
+                              "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (in part)",
                     "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
                   "tsne/*.json", tsne, "share (%)", "../table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
