@@ -9,7 +9,8 @@
 #   DATA_DIR=data                CIFAR-10 (downloaded when absent) or an image folder train/<class>/, test/<class>/
 #   SAVE=checkpoints/table1_cifar10_$ARCH      gets original/ and <variant>/seed<k>/
 #   VAL_FRACTION=0               share of the training images held out: then these are measured, not the test set
-#   INDEPENDENT=1                also train the Independent networks of the first seed
+#   INDEPENDENT=1                also train the Independent networks of the first seed, with T0's settings or
+#                                RETRAIN_EPOCHS and RETRAIN_FLAGS, as T0 of WEIGHTS has none
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
@@ -30,6 +31,7 @@ flags_of() { # variant
 }
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
+if [ "${INDEPENDENT:-0}" = 1 ]; then require_retrain_epochs; fi
 make_original "$SAVE/original"
 for variant in $VARIANTS; do
     metrics=()
@@ -38,7 +40,7 @@ for variant in $VARIANTS; do
         draw_partition "$run" "$seed"
         if [ "${INDEPENDENT:-0}" = 1 ] && [ "$seed" = "$1" ]; then
             for subset in preservation deposit; do
-                train_original "$run" "$seed" --partition "$run/partition.json" --subset "$subset"
+                train_from_scratch "$run" "$seed" "$seed" --subset "$subset"
             done
         fi
         # shellcheck disable=SC2046 # the flags are words

@@ -30,7 +30,7 @@ make_original() { # folder; T0 serves every draw, so that of its own partition d
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
 
-train_from_scratch() { # folder, seed of the draw, seed [flag ...]: with T0's settings or RETRAIN_EPOCHS, RETRAIN_FLAGS
+train_from_scratch() { # folder, seed of the draw, seed [flag ...]: with RETRAIN_EPOCHS, RETRAIN_FLAGS; by default T0's
     draw_partition "$1" "$2"
     EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} train_original "$1" "$3" "${@:4}"
 }
@@ -42,7 +42,7 @@ retrain() { # folder, seed of the draw, seed: R
 require_retrain_epochs() { # what is trained from scratch is known before anything begins
     RETRAIN_EPOCHS=${RETRAIN_EPOCHS:-$([ -n "${WEIGHTS:-}" ] || echo "$EPOCHS")}
     if [ "${RETRAIN_EPOCHS:-0}" = 0 ]; then
-        echo "RETRAIN_EPOCHS: with WEIGHTS say how long R is trained from scratch, as in RETRAIN_EPOCHS=60" >&2
+        echo "RETRAIN_EPOCHS: with WEIGHTS say how long networks are trained from scratch, as in RETRAIN_EPOCHS=60" >&2
         exit 1
     fi
 }

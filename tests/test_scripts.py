@@ -64,8 +64,8 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
     assert sum(command[0].endswith("train_scratch.py") and "--subset" not in command for command in commands) == 1
     text, _ = finished("1_table1_cifar10", 5, **TINY)  # later, another draw of the same original
     assert "original.pt is there already" in text and "±" not in text
-    weights = {"WEIGHTS": save / "original" / "original.pt", "INDEPENDENT": 1}
-    finished("1_table1_cifar10", 5, **TINY, **weights, SAVE=tmp_path / "given")
+    weights = {"WEIGHTS": save / "original" / "original.pt", "EPOCHS": 0, "INDEPENDENT": 1, "RETRAIN_EPOCHS": 1}
+    finished("1_table1_cifar10", 5, **{**TINY, **weights}, SAVE=tmp_path / "given")
     for run, scratch in (("original", False), ("paper/seed5", True)):  # an Independent network knows nothing of T0's
         logs = [log for log in (tmp_path / "given" / run).glob("*_log.jsonl") if log.name != "deposit_log.jsonl"]
         heads = [log.read_text() for log in logs]
@@ -146,6 +146,7 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
 @pytest.mark.parametrize("script, arguments, variables, message", [
     ("9_methods", [], {"EPOCHS": 0}, "RETRAIN_EPOCHS"),
     ("3_table3_transferability", [], {"WEIGHTS": "x"}, "RETRAIN_EPOCHS"),
+    ("1_table1_cifar10", [], {"WEIGHTS": "x", "INDEPENDENT": 1}, "RETRAIN_EPOCHS"),
     ("9_methods", [1, 10], {}, "draw of seed 10 chooses"), ("5_ablation", [0, "resnet18"], {}, "'resnet18' is no seed"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
