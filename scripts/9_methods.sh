@@ -41,7 +41,7 @@ cells() { # method: a line a trial, its name and its flags
         spotter) values="1e-4 1e-3 1e-2" other=lambda_cosine others="0.1 1" ;; # batch norm frozen, as published
         delete) values="3e-4 1e-3 3e-3" ;;
         lirf) values="0.01 0.03 0.01_lambda_kp10" ;;
-        deep) values="0.02 0.05 0.1" other=lambda_ur others="2 5" ;; # T0's batch-norm statistics destroy T
+        deep) values="0.03 0.05" other=lambda_ur others="5 10 20" ;; # T0's batch-norm statistics destroy T
         *)
             echo "METHODS: '$1' has no trials" >&2
             return 1

@@ -193,7 +193,7 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     metrics = json.loads((tmp_path / "deep" / "metrics.json").read_text())
     assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
     head, *epochs = [json.loads(line) for line in (tmp_path / "deep" / "deposit_log.jsonl").read_text().splitlines()]
-    assert head["settings"]["lambda_ur"] == 5 and all(epoch["l_ur"] > 0 for epoch in epochs)
+    assert head["settings"]["lambda_ur"] == 20 and all(epoch["l_ur"] > 0 for epoch in epochs)
 
 
 def test_l_ur_is_refused_where_the_rows_read_every_direction(chain):
