@@ -31,8 +31,7 @@ PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
-    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 2.0, "lambda_ur": 20.0, "lr": 0.03,
-             "epochs": 1},
+    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 2.0, "lambda_ur": 20.0, "lr": 0.05},
     "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_ll": 0.1, "trained_blocks": 1, "bn_stats": "frozen"},
 }
 

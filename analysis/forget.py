@@ -165,7 +165,7 @@ def get_args_parser():
     parser.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
     parser.add_argument("--lambda_cosine", type=bounded(float, 0), default=1.0, help="weight of spotter's cosine")
-    # Five epochs for all methods, as LIRF takes two and the deep deposit one; their authors take 1 to 20. The limit
+    # Five epochs for all methods, as LIRF and the deep deposit take two; their authors take 1 to 20. The limit
     # of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
     parser.set_defaults(weight_decay=0.0)

@@ -113,12 +113,14 @@ def rhos(paths):
 
 
 def trade(paths):
-    """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell."""
+    """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell: the
+    probe, and rho of it after the upper part and at the cut."""
     records = records_of(paths)
     forgotten, (_, rho) = forgetting_rows(records), rows_of(records)
     return {setting: {"Pre": forgotten[setting]["Pre"], "H Mean": forgotten[setting]["H Mean"],
                       "probe": summary([run["measures"]["probe"]["dep"] for run in runs]),
-                      "rho": rho[setting]["probe"]} for setting, runs in records.items()}
+                      "rho": rho[setting]["probe"], "rho at the cut": rho[setting]["probe_cut"]}
+            for setting, runs in records.items()}
 
 
 def robustness(paths):
@@ -196,7 +198,11 @@ TABLES = {
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
-                   "trade/*/seed*/target_residual_*.json", trade, "setting"),
+                   "trade/*/seed*/target_residual_*.json trade_draws/lambda_ur5_lr0.05/seed0/target_residual_*.json",
+                   trade, "setting"),
+    "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
+                         "trade_draws/*/seed*/target_residual_*.json "
+                         "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),
     **{name: Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
