@@ -203,7 +203,7 @@ TABLES = {
     "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
                          "trade_draws/*/seed*/target_residual_*.json "
                          "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),
-    **{name: Table("CIFAR-10, test set, draw of seed 0", "bash scripts/9_methods.sh, as above",
+    **{name: Table("CIFAR-10, test set, draws of seeds 0 and 1", "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table("CIFAR-10, test set, draw of seed 0",
