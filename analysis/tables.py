@@ -198,10 +198,10 @@ TABLES = {
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
-                   "trade/*/seed*/target_residual_*.json trade_draws/lambda_ur5_lr0.05/seed0/target_residual_*.json",
-                   trade, "setting"),
+                   "trade/*/seed*/target_residual_*.json", trade, "setting"),
     "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
-                         "trade_draws/*/seed*/target_residual_*.json "
+                         "trade/lambda_ur5_lr0.05/seed*/target_residual_*.json "
+                         "trade/lambda_ur20_lr0.03/seed*/target_residual_*.json "
                          "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),
     **{name: Table("CIFAR-10, test set, draws of seeds 0 and 1", "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")

@@ -40,7 +40,7 @@ for variant in $VARIANTS; do
         draw_partition "$run" "$seed"
         if [ "${INDEPENDENT:-0}" = 1 ] && [ "$seed" = "$1" ]; then
             for subset in preservation deposit; do
-                train_from_scratch "$run" "$seed" "$seed" --subset "$subset"
+                train_from_scratch "$run" "$seed" --subset "$subset"
             done
         fi
         # shellcheck disable=SC2046 # the flags are words

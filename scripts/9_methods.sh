@@ -71,7 +71,8 @@ chosen() { # method: the flags of its frozen trial
 for method in $METHODS; do cells "$method" > /dev/null; done
 
 VAL_FRACTION=0.1
-train_from_scratch "$SAVE/trials/original" "$TRIAL_SEED" 0
+draw_partition "$SAVE/trials/original" "$TRIAL_SEED"
+train_from_scratch "$SAVE/trials/original" 0
 for method in $METHODS; do
     runs=()
     while read -ra words; do

@@ -30,13 +30,13 @@ make_original() { # folder; T0 serves every draw, so that of its own partition d
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
 
-train_from_scratch() { # folder, seed of the draw, seed [flag ...]: with RETRAIN_EPOCHS, RETRAIN_FLAGS; by default T0's
-    draw_partition "$1" "$2"
-    EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} train_original "$1" "$3" "${@:4}"
+train_from_scratch() { # folder, which has a partition, seed [flag ...]: with RETRAIN_EPOCHS, RETRAIN_FLAGS or T0's
+    EPOCHS=$RETRAIN_EPOCHS ORIGINAL_FLAGS=${RETRAIN_FLAGS-${ORIGINAL_FLAGS:-}} train_original "$@"
 }
 
 retrain() { # folder, seed of the draw, seed: R
-    train_from_scratch "$1" "$2" "$3" --subset retrain --seed "$3"
+    draw_partition "$1" "$2"
+    train_from_scratch "$1" "$3" --subset retrain --seed "$3"
 }
 
 require_retrain_epochs() { # what is trained from scratch is known before anything begins
