@@ -94,7 +94,7 @@ class Known:
 
 def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=False):
     """Yield (step, network in eval mode) for steps 0 .. `steps` of training a copy on an ImageSet: all parameters, SGD
-    with momentum 0.9, flip and crop, batch norm frozen unless bn_updated."""
+    with momentum 0.9, flip and crop, float32, batch norm frozen unless bn_updated."""
     student = copy.deepcopy(network).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(student.parameters(), lr, 0.9)
     yield 0, student
@@ -102,10 +102,8 @@ def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=Fa
             for batch in batches(images, batch_size, runtime.device, generator=runtime.generator(draw, n)))
     for step, (x, y) in zip(range(1, steps + 1), data):
         student.train(bn_updated)
-        with runtime.autocast():
-            z = student(x)
         optimizer.zero_grad()
-        F.cross_entropy(z.float(), y).backward()
+        F.cross_entropy(student(x), y).backward()
         optimizer.step()
         yield step, student.eval()
 
@@ -228,7 +226,7 @@ def get_args_parser():
                         help=f"of {', '.join(MEASURES)}")
     parser.add_argument("--split_at", type=bounded(int), default=None,
                         help="n of the cut at which features are probed; unset: after the last block")
-    add_running_args(parser, seed="draws the images; seed of the attacks that train")
+    add_running_args(parser, seed="draws the images; seed of the attacks that train", precision=False)
     return parser
 
 
@@ -286,6 +284,7 @@ def measured(known, wanted, file, identity):
     if any(record.get(name) != identity[name] for name in ("network", "original")):
         record = {**identity, "measures": {}}
     require_settings(record, file, identity["settings"])
+    record |= identity
     for name in wanted:
         of_rate = record["measures"].get(name, {}).get("lr") if name == "relearn" else None
         if name not in record["measures"] or known.relearn_rate and of_rate not in (None, known.relearn_rate):
@@ -337,7 +336,7 @@ def main(args):
     for file in args.networks:
         refuse_other_draw(file, partition, content, args.original)
     settings = settings_of(args, leave_out=("networks", "original", "retrained", "measures"),
-                           partition=partition.hash, precision=runtime.precision)
+                           partition=partition.hash)
     images, records, rate = image_sets(partition, args, runtime.device), {}, None
     few = images["train"].labels.bincount().min().item()
     wanted = [name for name in args.measures

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, TINY, fail, succeed
+from conftest import TINY, fail, succeed
 from fixtures import make_folder
 
 from analysis import measures, methods, residual
@@ -98,7 +98,7 @@ def examine(root, *files, wanted=(), retrained=("retrained_0", "retrained_1")):
     """(records of analysis.residual for networks, what it printed)."""
     text = succeed("analysis/residual.py", "--networks", *files, "--original", root / "original/original.pt",
                    "--retrained", *(root / name / "retrained.pt" for name in retrained), "--data_dir", root / "images",
-                   *(["--measures", *wanted] if wanted else []), *PLAIN)
+                   *(["--measures", *wanted] if wanted else []), "--device", "cpu")
     beside = [next(Path(file).parent.glob(f"{Path(file).stem}_residual_*.json")) for file in files]
     return [json.loads(file.read_text()) for file in beside], text
 
@@ -151,7 +151,7 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     before, answers = of_mine["measures"]["answers"], rows["T0"]["answers"].split(" / ")  # a draw counts once
     assert answers == [f"{before[key] / 2:.4g}" for key in ("pre", "dep")] and rhos["mine"][usable] is None
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--retrained",
-             networks / "retrained_0/retrained.pt", *PLAIN]
+             networks / "retrained_0/retrained.pt", "--device", "cpu"]
     assert "measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, *flags)
 
 
@@ -162,7 +162,7 @@ def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
     kept = shutil.copy(record, tmp_path / "R.json")
     manifest = read_partition(str(networks / "partition.json"))
     save_partition(str(tmp_path / "partition.json"), dataclasses.replace(manifest, layout="array"))  # stored otherwise
-    flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, *PLAIN, "--original"]
+    flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, "--device", "cpu", "--original"]
     mine = [networks / "original/original.pt", "--partition", networks / "partition.json", "--retrained", kept]
     succeed("analysis/residual.py", *flags, *mine)
     again = json.loads(next(target.parent.glob("target_residual_*.json")).read_text())
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_and_a_file_of_another_ending_are_refused(networks,
     content["tensors"]["stem.conv1.weight"] *= 3
     torch.save(content, target)
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--partition",
-             networks / "partition.json", *PLAIN, "--networks"]
+             networks / "partition.json", "--device", "cpu", "--networks"]
     assert "does not match its checksum" in fail("analysis/residual.py", *flags, target, unchanged=tmp_path)
     for name in ("mine.pth", "mine.pt"):
         torch.save(content["tensors"], tmp_path / name)
@@ -245,7 +245,7 @@ def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, mo
 
 
 def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
-    flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", *PLAIN]
+    flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--device", "cpu"]
     torch.save(build_network("resnet20", 4, 16).state_dict(), tmp_path / "other.pt")
     assert "does not fit" in fail("analysis/residual.py", "--networks", tmp_path / "other.pt", *flags)
     assert "does not exist" in fail("analysis/residual.py", "--networks", tmp_path / "none.pt", *flags)
