@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from datasets import batches, evaluation_batches, load_if_there, load_images, read_partition
+from datasets import batches, evaluation_batches, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models.bank import open_original
 from models.checkpoints import describe
@@ -49,8 +49,8 @@ def get_args_parser():
                             "rebuilt from it and the difference.pt files in the folders beside its own, and the new "
                             "deposit is added; unset: original.pt in --save_path")
     files.add_argument("--partition", type=path, default=None,
-                       help="manifest with the deposit classes, over the data that T0 was trained on; "
-                            "unset: the one in T0's file")
+                       help="manifest with the deposit classes, over the data that T0 was trained on; unset: "
+                            "partition.json in --save_path or, where there is none, the one in T0's file")
     files.add_argument("--images_per_class", type=bounded(int, 1), default=None,
                        help="images of each deposit class that make up D_r: the first of a draw by --seed; unset: all")
     method = parser.add_argument_group("method")
@@ -138,8 +138,7 @@ def read_original(args):
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     original, partition = open_original(original_path, args.split_at)
     args.split_at = original.split_at  # the number stands in the settings and in target.pt
-    if args.partition is not None:
-        partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
+    partition = partition_of_run(args, partition, original_path)
     taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))
     if taken:
         raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "
@@ -162,7 +161,6 @@ def save_deposit(args, lirf, original, partition, settings):
     data = encode(lower_0, lirf.target.state_dict(), args.difference_bits)
     difference = decode(data, lower_0, args.difference_bits)
     # The rounding falls on T, so that adding the difference back is exact.
-    lirf.target.load_state_dict(shifted(lower_0, difference, -1))
     lower = shifted(original.lower or lower_0, difference, -1)
     name = checksum({"tensors": {"difference": data}})[:16]
     whole = original.with_gone(partition)
@@ -183,6 +181,8 @@ def save_deposit(args, lirf, original, partition, settings):
 
 
 def main(args):
+    if args.lambda_ur and distributed.ranks > 1:
+        raise UserError("--lambda_ur, which --preset deep sets, looks at whole batches: run it without torchrun")
     runtime = Runtime.of(args)
     original, partition = read_original(args)
     settings = settings_of(args, leave_out=["preset"], partition=partition.hash, precision=runtime.precision,

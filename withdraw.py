@@ -72,23 +72,21 @@ def recover_network(modules, partition, merge):
     """T~ by a rule of --merge: of two branches, or by the difference the plain network upper(lower_T + Δ)."""
     if merge == "difference":
         return join_network(modules["difference"], modules["upper"])
-    return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.preserved_classes,
-                          partition.deposit_classes, merge)
+    return RecoverNetwork(modules["target"], modules["deposit"], modules["upper"], partition.deposit_classes, merge)
 
 
 def measure(modules, data, partition, device):
     """{name: counts} of every lower part in `modules` but T_r, followed by the upper part, and of every rule that
     merges T_r with T, in one pass over (x, y) batches."""
-    preserved, deposited = (torch.tensor(partition.classes(subset), device=device)
-                            for subset in ("preservation", "deposit"))
+    deposited = torch.tensor(partition.deposit_classes, device=device)
 
     def forward(x, y):
         z = {name: modules["upper"](module(x)) for name, module in modules.items() if name != "upper"}
         outputs = {name: logits for name, logits in z.items() if name != "deposit"}
         if "deposit" in z:
             z_t, z_r = z["target"], z["deposit"]
-            outputs |= {name: rule(z_t, z_r, preserved, deposited) for name, rule in MERGE_RULES.items()}
-            outputs["released"] = released(z_t, z_r, preserved, deposited, y)
+            outputs |= {name: rule(z_t, z_r, deposited) for name, rule in MERGE_RULES.items()}
+            outputs["released"] = released(z_t, z_r, deposited, y)
         return outputs
 
     return evaluate(forward, data, partition.num_classes)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from analysis.tsne import features_of
-from datasets import batches, evaluation_batches, load_images, read_partition
+from datasets import batches, evaluation_batches, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import build_network
@@ -132,23 +132,22 @@ class Method(NamedTuple):
     help: str
     edit: Callable | None = None
     loss: Callable | None = None
-    defaults: dict = {"epochs": 5}
+    defaults: dict = {}
     passes: int = 1
     stop: float = 0.0
 
 
 # This is the one place to add a method. Grids of --lr and --bn_stats for its trials are in scripts/9_methods.sh.
 METHODS = {
-    "logit_mask": Method("deposit classes of probability 0", logit_mask, defaults={"epochs": 0}),
-    "pour_p": Method("features projected off D's rows", pour_p, defaults={"epochs": 0}),
-    "neg_grad": Method("gradient ascent", loss=neg_grad, stop=10.0,
-                       defaults={"epochs": 5, "lr": 1e-4, "clip_norm": 1.0}),
+    "logit_mask": Method("deposit classes of probability 0", logit_mask),
+    "pour_p": Method("features projected off D's rows", pour_p),
+    "neg_grad": Method("gradient ascent", loss=neg_grad, stop=10.0, defaults={"lr": 1e-4, "clip_norm": 1.0}),
     "random_labels": Method("random labels of preserved classes", loss=random_labels),
     "boundary_shrink": Method("the preserved class across the nearest boundary", loss=boundary_shrink, passes=3),
     "bad_teacher": Method("a random network's answers", loss=bad_teacher),
     "delete": Method("T0's answers without the deposit classes", loss=delete),
     "spotter": Method("delete, also on moved images, and features of a class spread", loss=spotter, passes=5,
-                      defaults={"epochs": 5, "bn_stats": "frozen"}),
+                      defaults={"bn_stats": "frozen"}),
 }
 
 
@@ -159,7 +158,8 @@ def get_args_parser():
     files.add_argument("--save_path", type=path, required=True, help="folder of the run: gets target.pt, logs, metrics")
     files.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     files.add_argument("--original", type=path, default=None, help="T0; unset: original.pt in --save_path")
-    files.add_argument("--partition", type=path, default=None, help="manifest with the deposit classes; unset: T0's")
+    files.add_argument("--partition", type=path, default=None,
+                       help="manifest with the deposit classes; unset: partition.json in --save_path, else T0's")
     parser.add_argument("--method", choices=list(METHODS), required=True,
                         help="; ".join(f"{name}: {m.help}" for name, m in METHODS.items()) + ". Sets its own defaults")
     parser.add_argument("--bn_stats", choices=["frozen", "updated"], default="updated",
@@ -178,8 +178,7 @@ def read_original(args):
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     content, partition = read(original_path, "original")
     network = network_of(content, partition, original_path)
-    if args.partition is not None:
-        partition = partition.other_draw(read_partition(args.partition), args.partition, original_path)
+    partition = partition_of_run(args, partition, original_path)
     for split in content["counts"]:
         read_metrics(metrics_path(args.save_path, split), partition)
     return content, network, partition

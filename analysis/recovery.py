@@ -120,16 +120,15 @@ def finetuned(lower, upper, images, preserved, runtime):
     student = copy.deepcopy(lower).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(student.parameters(), RATE, 0.9)
     for step in range(STEPS):
-        for x, y in batches(images, 32, runtime.device, generator=runtime.generator(step)):
-            with torch.no_grad():
-                z_t = upper(lower(x))
-            z = upper(student(x))
-            loss = torch.nn.functional.cross_entropy(z, y) + losses.knowledge_preserving(z, z_t, preserved, 4.0)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-            optimizer.step()
-            break
+        x, y = next(iter(batches(images, 32, runtime.device, generator=runtime.generator(step))))
+        with torch.no_grad():
+            z_t = upper(lower(x))
+        z = upper(student(x))
+        loss = torch.nn.functional.cross_entropy(z, y) + losses.knowledge_preserving(z, z_t, preserved, 4.0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
     return student.requires_grad_(False)
 
 
@@ -185,7 +184,7 @@ def points_of(folder, original, args, runtime):
     def forward(x, y):
         z_t = upper(lower(x))
         outputs = {form: upper(module(x)) for form, module in lowers.items()}
-        outputs["T_r rounded, 8 bits"] = concat(z_t, upper(rounded_deposit(x)), preserved, deposited)
+        outputs["T_r rounded, 8 bits"] = concat(z_t, upper(rounded_deposit(x)), deposited)
         outputs |= {f"T, {form}": upper(module(x)) for form, module in targets.items()}
         return {"T0": original(x), **outputs}
 

@@ -369,9 +369,10 @@ def main(args):
     if len({records[file]["network"] for file in args.retrained}) < len(args.retrained):
         raise UserError("--retrained names one network twice, which would give R no spread: name each once")
     of_0, *of_r = (records[file]["measures"] for file in (args.original, *args.retrained))
-    for file in args.networks:
-        records[file] |= {"reference": {"original": of_0, "retrained": of_r},
-                          "rho": compared(records[file]["measures"], of_0, of_r)}
+    for file in args.networks:  # a call that names no R keeps that of the call before
+        of_rs = of_r or records[file].get("reference", {}).get("retrained", [])
+        records[file] |= {"reference": {"original": of_0, "retrained": of_rs},
+                          "rho": compared(records[file]["measures"], of_0, of_rs)}
         save_json(files[file], records[file])
     print_tables({file: [records[file]] for file in args.networks})
 

@@ -32,7 +32,7 @@ def get_args_parser():
                         help="steps of training T, whole, on preserved images, at which it is withdrawn")
     parser.add_argument("--lr", type=bounded(float, 0, above=True), default=0.01, help="their rate, constant")
     parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "robustness.md"), help="table to write")
-    add_running_args(parser)
+    add_running_args(parser, seed="draws the images' order and augmentation", precision=False)
     return parser
 
 

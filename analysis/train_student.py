@@ -13,6 +13,7 @@ from models.architectures import ARCHITECTURES, build_network
 from models.checkpoints import describe, network_of, read
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, bounded, make_parser, path, run
+from utils.errors import UserError
 from utils.metrics import count_correct, metrics_path, read_metrics, table1, write_metrics
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
@@ -57,6 +58,17 @@ def attention_pairs(student_layers, teacher_layers):
     """The last layer of each resolution that both have, as pairs."""
     last = [{f.shape[-1]: f for f in layers} for layers in (student_layers, teacher_layers)]
     return [(last[0][size], last[1][size]) for size in sorted(last[0].keys() & last[1].keys(), reverse=True)]
+
+
+def require_attention_pairs(arch, teacher, partition):
+    """Raise UserError when a student of this architecture has no layer of the resolution of one of the teacher's."""
+    x = torch.zeros(1, 3, partition.image_size, partition.image_size)
+    student = build_network(arch, partition.num_classes, partition.image_size).eval()
+    with torch.no_grad():
+        if not attention_pairs(with_layers(student, x)[1], with_layers(teacher, x)[1]):
+            raise UserError(f"--student {arch}: none of its layers has the resolution of one of the teacher's at "
+                            f"{partition.image_size} pixels: choose another student, or another --image_size of "
+                            f"partition_data.py")
 
 
 def train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch):
@@ -108,8 +120,11 @@ def main(args):
     if done is not None:
         record(args, partition, content["kind"], done["counts"])
         return
+    teacher = network_of(content, partition, args.teacher).requires_grad_(False)
+    if args.distillation == "attention":
+        require_attention_pairs(args.student, teacher, partition)
     training = TrainingRun(args.save_path, "student", settings, runtime, args.epochs)
-    teacher = runtime.place(network_of(content, partition, args.teacher)).requires_grad_(False)
+    runtime.place(teacher)
     classes = partition.classes("all")
     images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
     evaluation = {split: part.to(runtime.device)

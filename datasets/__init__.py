@@ -10,8 +10,8 @@
 
 from datasets.batches import ImageSet, batches, evaluation_batches
 from datasets.loading import evaluation_sets, load_if_there, load_images
-from datasets.partition import Partition, make_partition, read_partition
+from datasets.partition import Partition, make_partition, partition_of_run, read_partition
 from datasets.sources import DATASETS
 
 __all__ = ["DATASETS", "ImageSet", "Partition", "batches", "evaluation_batches", "evaluation_sets", "load_if_there",
-           "load_images", "make_partition", "read_partition"]
+           "load_images", "make_partition", "partition_of_run", "read_partition"]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import torch
 
@@ -213,6 +214,15 @@ def _pixel_statistics(source):
 def read_partition(path):
     """Read a manifest. Raises UserError when it is missing or damaged."""
     return Partition.from_dict(load_json(path), path)
+
+
+def partition_of_run(args, of_network, network_path):
+    """The Partition of a stage that starts from a network: of --partition; unset, of partition.json in --save_path;
+    without that, of_network, the network's own. Raises UserError as other_draw does."""
+    path = args.partition or os.path.join(args.save_path, "partition.json")
+    if args.partition is None and not os.path.exists(path):
+        return of_network
+    return of_network.other_draw(read_partition(path), path, network_path)
 
 
 def save_partition(path, partition):

@@ -76,6 +76,6 @@ def load_network(path):
     if merge not in MERGE_RULES:
         raise UserError(f"{path} was merged by '{merge}', which is no rule any more: withdraw again")
     (target, upper), (deposit, _) = _parts(content, partition), _parts(content, partition)
-    network = RecoverNetwork(target, deposit, upper, partition.preserved_classes, partition.deposit_classes, merge)
+    network = RecoverNetwork(target, deposit, upper, partition.deposit_classes, merge)
     load_into(narrow_like(network, content["tensors"]), content["tensors"], path)
     return network.eval(), partition

@@ -134,7 +134,7 @@ class LIRF(torch.nn.Module):
     def withdrawn(self, out):
         """z_T~ of L_re, the paper's equation. Its gradient reaches T only with --re_target attached."""
         z_t = out.z_t if self.args.re_target == "attached" else out.z_t.detach()
-        return concat(z_t, out.z_r, self.preserved, self.deposited)
+        return concat(z_t, out.z_r, self.deposited)
 
     def losses(self, out, y, y_r):
         """The named terms of L and their weighted sum "loss", which is minimised. y, y_r: labels and random labels."""

@@ -5,12 +5,12 @@
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
 #   WEIGHTS=file                 take the original from weights that others trained, with EPOCHS=0 as they are;
 #                                PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
-#   VARIANTS="paper"             deposits of each draw: paper, authors, ours (--preset), split2 (--split_at 2)
+#   VARIANTS="paper"             deposits of each draw: paper, authors, ours, deep (--preset), split2 (--split_at 2)
 #   DATA_DIR=data                CIFAR-10 (downloaded when absent) or an image folder train/<class>/, test/<class>/
 #   SAVE=checkpoints/table1_cifar10_$ARCH      gets original/ and <variant>/seed<k>/
 #   VAL_FRACTION=0               share of the training images held out: then these are measured, not the test set
-#   INDEPENDENT=1                also train the Independent networks of the first seed, with T0's settings or
-#                                RETRAIN_EPOCHS and RETRAIN_FLAGS, as T0 of WEIGHTS has none
+#   INDEPENDENT=1                also train the Independent networks of the first variant's first seed, with T0's
+#                                settings or RETRAIN_EPOCHS and RETRAIN_FLAGS, as T0 of WEIGHTS has none
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
@@ -21,16 +21,22 @@ if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 flags_of() { # variant
     case $1 in
-        paper | authors | ours) echo "--preset $1" ;;
-        split*) echo "--split_at ${1#split}" ;;
+        paper | authors | ours | deep) echo "--preset $1" ;;
+        split[1-9]) echo "--split_at ${1#split}" ;;
         *)
-            echo "VARIANTS: '$1' is none of paper, authors, ours and split<n>" >&2
+            echo "VARIANTS: '$1' is none of paper, authors, ours, deep and split<n>" >&2
             return 1
             ;;
     esac
 }
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
+case " ${DEPOSIT_FLAGS:-} " in
+    *" --preset"*)
+        echo "DEPOSIT_FLAGS: VARIANTS sets --preset, so name it there" >&2
+        exit 1
+        ;;
+esac
 if [ "${INDEPENDENT:-0}" = 1 ]; then require_retrain_epochs; fi
 make_original "$SAVE/original"
 for variant in $VARIANTS; do
@@ -38,7 +44,7 @@ for variant in $VARIANTS; do
     for seed in "$@"; do
         run=$SAVE/$variant/seed$seed
         draw_partition "$run" "$seed"
-        if [ "${INDEPENDENT:-0}" = 1 ] && [ "$seed" = "$1" ]; then
+        if [ "${INDEPENDENT:-0}" = 1 ] && [ "$variant $seed" = "${VARIANTS%% *} $1" ]; then
             for subset in preservation deposit; do
                 train_from_scratch "$run" "$seed" --subset "$subset"
             done

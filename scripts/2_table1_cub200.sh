@@ -7,8 +7,8 @@
 # and the other variables of script 1.
 set -euo pipefail
 case ${VARIANTS:-} in
-    *authors* | *ours*)
-        echo "VARIANTS: script 2's own flags would win over those of --preset authors and ours" >&2
+    *authors* | *ours* | *deep*)
+        echo "VARIANTS: script 2's own flags would win over those of --preset authors, ours and deep" >&2
         exit 1
         ;;
 esac

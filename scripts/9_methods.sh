@@ -9,7 +9,7 @@
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
 #   RETRAIN_EPOCHS RETRAIN_FLAGS      training of R and of the trials' original, T0's unless that is of WEIGHTS
 #   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread
-#   METHODS="neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep"      those with trials
+#   METHODS="deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter"      those with trials
 #   MEASURES=""                  of analysis.residual; unset: all
 #   DATASET=cifar10 DATA_DIR=data TRIAL_SEED=10
 #   SAVE=checkpoints/methods_$ARCH      gets original/, trials/, retrained*/ and <method>/seed<k>/, methods.md and .png
@@ -19,8 +19,10 @@
 set -euo pipefail
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} TRIAL_SEED=${TRIAL_SEED:-10}
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1}
-METHODS=${METHODS:-neg_grad random_labels boundary_shrink bad_teacher delete spotter lirf deep}
+METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
+alone=${1:-}
+if [ "$alone" = trials ]; then shift; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 require_retrain_epochs
@@ -91,7 +93,7 @@ for method in $METHODS; do
     if [ "$method" = deep ]; then rule=probe; fi
     python -m analysis.methods --choose "${runs[@]}" --rule "$rule"
 done
-if [ "$1" = trials ]; then exit; fi
+if [ "$alone" = trials ]; then exit; fi
 
 VAL_FRACTION=0
 make_original "$SAVE/original"

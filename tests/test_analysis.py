@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from conftest import MEASURE, TINY, fail, rewrite, run_shell, succeed
 from PIL import Image
 
 from analysis import tsne
-from analysis.train_student import attention_pairs, with_layers
+from analysis.train_student import attention_pairs, require_attention_pairs, with_layers
 from models.architectures import build_network
 from models.checkpoints import load_network
+from utils.errors import UserError
 from utils.files import read_log
 
 
@@ -60,6 +62,10 @@ def test_attention_pairs_are_the_last_layers_of_each_resolution():
     pairs = attention_pairs(student, teacher)
     assert [b.shape[1:] for _, b in pairs] == [(64, 32, 32), (128, 16, 16), (256, 8, 8)]
     assert all(a.shape[-2:] == b.shape[-2:] for a, b in pairs)
+    teacher, partition = build_network("resnet18", 4, 97), SimpleNamespace(num_classes=4, image_size=97)
+    require_attention_pairs("resnet34", teacher, partition)
+    with pytest.raises(UserError, match="--student cnn: none of its layers has the resolution"):
+        require_attention_pairs("cnn", teacher, partition)
 
 
 @pytest.mark.parametrize("distillation,term", [("none", "ce"), ("logits", "kd"), ("attention", "at")])

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, TINY, call, epochs_of, fail, scratch_flags, snapshot, succeed, tensors_of
 from forked import Process
 
+import train_deposit
 from datasets import ImageSet, batches
 from datasets.batches import RaggedImages
 from utils import distributed
@@ -100,6 +101,13 @@ def test_the_ranks_share_every_batch_evenly_and_drop_what_is_left_over(monkeypat
     for size in (4, 100):  # the latter is cut to the 11 images that there are
         with pytest.raises(UserError, match="cannot be shared evenly by 3 devices: make --batch_size a multiple"):
             batches_on(monkeypatch, 0, 3, images, size)
+
+
+def test_the_deep_deposit_which_looks_at_whole_batches_is_refused_on_several_devices(chain, monkeypatch):
+    monkeypatch.setattr(distributed, "ranks", 2)
+    flags = ["--save_path", str(chain[0]), "--lambda_ur", "20"]
+    with pytest.raises(UserError, match="run it without torchrun"):
+        train_deposit.main(train_deposit.get_args_parser().parse_args(flags))
 
 
 def test_torchrun_ends_all_ranks_with_one_line_and_another_launcher_is_refused(chain, tmp_path, monkeypatch):

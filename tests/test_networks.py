@@ -85,18 +85,18 @@ def test_pruning_depends_on_the_weights_alone_leaves_them_and_is_trainable():
 
 Z_T = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
 Z_R = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
-PRESERVED, DEPOSIT = torch.tensor([0, 3]), torch.tensor([1, 2])
+DEPOSIT = torch.tensor([1, 2])
 
 
 @pytest.mark.parametrize("rule,expected", [
     (tr_alone, [10, 20, 30, 40]), (concat, [1, 20, 30, 4]), (total, [11, 22, 33, 44]),
 ])
 def test_merge_rules_by_hand(rule, expected):
-    assert rule(Z_T, Z_R, PRESERVED, DEPOSIT).tolist() == [expected] and rule in MERGE_RULES.values()
+    assert rule(Z_T, Z_R, DEPOSIT).tolist() == [expected] and rule in MERGE_RULES.values()
 
 
 def test_the_released_rule_chooses_by_the_label_and_is_no_rule_of_a_network():
-    merged = released(Z_T.repeat(2, 1), Z_R.repeat(2, 1), PRESERVED, DEPOSIT, torch.tensor([0, 1]))
+    merged = released(Z_T.repeat(2, 1), Z_R.repeat(2, 1), DEPOSIT, torch.tensor([0, 1]))
     assert merged.tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]] and "released" not in MERGE_RULES
 
 

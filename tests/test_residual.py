@@ -162,11 +162,14 @@ def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
     kept = shutil.copy(record, tmp_path / "R.json")
     manifest = read_partition(str(networks / "partition.json"))
     save_partition(str(tmp_path / "partition.json"), dataclasses.replace(manifest, layout="array"))  # stored otherwise
-    flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, "--device", "cpu", "--original"]
+    flags = ["--networks", target, "--data_dir", networks / "images", "--measures", *QUICK, "--device", "cpu",
+             "--original"]
     mine = [networks / "original/original.pt", "--partition", networks / "partition.json", "--retrained", kept]
     succeed("analysis/residual.py", *flags, *mine)
     again = json.loads(next(target.parent.glob("target_residual_*.json")).read_text())
     assert again["rho"] == by_network["rho"] and len(again["reference"]["retrained"]) == 1
+    succeed("analysis/residual.py", *flags, *mine[:-2])  # without R: what it gave is kept
+    assert json.loads(next(target.parent.glob("target_residual_*.json")).read_text()) == again
     assert "measured with seed 0, not 1" in fail("analysis/residual.py", *flags, *mine, "--seed", 1)
     assert "names one network twice" in fail("analysis/residual.py", *flags, *mine, r)
     for key, value, said in (("original", "0", "another T0"), ("settings", {}, "eval_split None")):

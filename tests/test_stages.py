@@ -160,7 +160,11 @@ def test_another_draw_uses_the_same_original_down_to_a_single_preserved_class(ch
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", data, "--deposit_classes", "ant,bee,cow",
             "--out", tmp_path / "other.json")
     run = tmp_path / "run"
-    succeed("train_deposit.py", *deposit_flags(chain, run, "--partition", tmp_path / "other.json"))
+    run.mkdir()
+    shutil.copy(tmp_path / "other.json", run / "partition.json")  # found there, as by --partition
+    succeed("train_deposit.py", *deposit_flags(chain, run))
+    assert "nothing to do" in succeed("train_deposit.py", *deposit_flags(chain, run, "--partition",
+                                                                         tmp_path / "other.json"))
     succeed("withdraw.py", "--save_path", run, "--data_dir", data, *MEASURE)
     _, partition = read(str(run / "target.pt"), "target")
     assert partition.deposit_classes == [0, 1, 2]

@@ -59,8 +59,8 @@ def path(text):
 
 
 def _device(text):
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is unknown: choose auto, cpu, cuda, cuda:1 or mps")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is unknown: choose auto, cpu, cuda or cuda:1")
     return text
 
 
@@ -72,7 +72,7 @@ def add_running_args(parser, *, seed="seed of initialisation, data order, augmen
     if seed is not None:
         group.add_argument("--seed", type=bounded(int, 0, 2**31 - 1), default=0, help=seed)
     group.add_argument("--device", type=_device, default="auto",
-                       help="auto: CUDA when there is a GPU, else the CPU; or cpu, cuda, cuda:1, mps")
+                       help="auto: CUDA when there is a GPU, else the CPU; or cpu, cuda, cuda:1")
     if precision:
         group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                            help="of training. auto: bfloat16 autocast where the processor has instructions for it, "

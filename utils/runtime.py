@@ -112,8 +112,6 @@ def usable_processors():
 def _has_bfloat16(device):
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it, slowly
-    if device.type == "mps":
-        return False
     # without these instructions the CPU's bfloat16 is slower than its float32
     return torch.cpu._is_avx512_bf16_supported()
 
