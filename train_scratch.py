@@ -13,10 +13,10 @@ from models.architectures import ARCHITECTURES, build_network
 from models.checkpoints import describe
 from models.weights import imagenet_weights, load_weights, read_weights
 from utils import distributed
-from utils.checkpoint import checksum, save_checkpoint
+from utils.checkpoint import checksum, is_ours, load_checkpoint, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import count_correct, percent, record_network
+from utils.metrics import count_correct, metrics_path, percent, read_metrics, record_network
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -59,17 +59,25 @@ def get_args_parser():
 
 @distributed.by_rank_0
 def obtain_partition(args):
-    """The manifest that the flags mean, kept as <save_path>/partition.json."""
+    """The manifest that the flags mean. Raises UserError when the folder has figures or a manifest of another."""
     kept = os.path.join(args.save_path, "partition.json")
-    given = read_partition(args.partition) if args.partition is not None else None
+    partition = read_partition(args.partition) if args.partition is not None else None
     if os.path.exists(kept):
-        partition = read_partition(kept)
+        given, partition = partition, read_partition(kept)
         if given not in (None, partition):
             raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
-        return partition
-    partition = given or make_partition("cifar10", args.data_dir, seed=args.seed)
-    save_partition(kept, partition)
+    partition = partition or make_partition("cifar10", args.data_dir, seed=args.seed)
+    for split in ("test", "val"):
+        read_metrics(metrics_path(args.save_path, split), partition)
     return partition
+
+
+@distributed.by_rank_0
+def keep_partition(args, partition):
+    """Write the manifest beside the run, for the later stages."""
+    kept = os.path.join(args.save_path, "partition.json")
+    if not os.path.exists(kept):
+        save_partition(kept, partition)
 
 
 def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
@@ -98,6 +106,8 @@ def initial_network(args, num_classes, image_size):
         if args.epochs == 0:
             raise UserError("--epochs 0 trains nothing: name the weights that are to be the original with --weights")
         return network, None
+    if args.weights != "imagenet" and is_ours(args.weights):
+        load_checkpoint(args.weights, "original")  # T has forgotten, and a damaged file is no original
     tensors = imagenet_weights(args.arch, image_size) if args.weights == "imagenet" else read_weights(args.weights)
     load_weights(network, args.arch, image_size, tensors, f"--weights {args.weights}", keep_head=args.epochs == 0)
     return network, checksum({"tensors": tensors})
@@ -115,6 +125,7 @@ def main(args):
     if done is not None:
         record_network(args.save_path, partition, kind, done["counts"], classes)
         return
+    keep_partition(args, partition)
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
     with distributed.rank_0_first():

@@ -29,8 +29,8 @@ def get_args_parser():
                        help="T, of train_deposit.py, or a recover.pt from which deposits are still away; unset: "
                             "target.pt in --save_path")
     files.add_argument("--deposit", type=path, nargs="+", default=None,
-                       help="folders of the deposits to withdraw, in any order, with their difference.pt and "
-                            "deposit.pt; several are withdrawn by --merge difference; unset: --save_path")
+                       help="folders of the deposits to withdraw, in any order, with the difference.pt or deposit.pt "
+                            "of each; several are withdrawn by --merge difference; unset: --save_path")
     files.add_argument("--data_dir", type=path, default=None,
                        help="folder whose test set measures the networks; unset: data, if the test set is there")
     files.add_argument("--eval_split", choices=["test", "val"], default="test",
@@ -40,7 +40,7 @@ def get_args_parser():
     merge.add_argument("--merge", choices=[*MERGE_RULES, "difference"], default="concat",
                        help="how recover.pt is made of T and of deposit.pt. concat: the paper's g(z_T) + g-bar(z_Tr); "
                             "sum: z_T + z_Tr; tr_alone: z_Tr, a control. difference: T0's lower part given back by "
-                            "difference.pt, a plain network. All are always measured")
+                            "difference.pt, a plain network. Whatever the files that are there allow is measured")
     add_running_args(parser, seed=None, precision=False)
     return parser
 
@@ -48,22 +48,26 @@ def get_args_parser():
 def load_parts(args):
     """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
     deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
-    back) and, of a single deposit, deposit (T_r)."""
+    back) and, of a single deposit, deposit (T_r). Only the file that --merge needs must be there."""
     target_path = args.target or os.path.join(args.save_path, "target.pt")
     folders = args.deposit or [args.save_path]
     content, partition = read(target_path, ("target", "recover"))
     target, upper = cut(content, partition, target_path)
-    given, away = copy.deepcopy(target), dict(content["away"])
-    for folder in folders:
-        give_back(os.path.join(folder, "difference.pt"), target_path, content, away, given)
-    alone = len(folders) == 1 and not away
+    away, alone = dict(content["away"]), len(folders) == len(content["away"]) == 1
     if args.merge != "difference" and not alone:
         raise UserError(f"--merge {args.merge} withdraws the only deposit that is away from T: use --merge difference "
                         f"where there are several")
-    modules = torch.nn.ModuleDict({"target": target, "upper": upper, "difference": given})
-    # T_r is measured beside the difference where it is of this very target: not when others were withdrawn before.
-    if args.merge != "difference" or content["kind"] == "target" and alone:
-        deposit_path = os.path.join(folders[0], "deposit.pt")
+    modules = torch.nn.ModuleDict({"target": target, "upper": upper})
+    differences = [os.path.join(folder, "difference.pt") for folder in folders]
+    if args.merge == "difference" or os.path.exists(differences[0]):
+        modules["difference"] = copy.deepcopy(target)
+        for path in differences:
+            give_back(path, target_path, content, away, modules["difference"])
+    else:
+        away = {}
+    deposit_path = os.path.join(folders[0], "deposit.pt")
+    # T_r is of this very target: not when others were withdrawn before.
+    if args.merge != "difference" or alone and content["kind"] == "target" and os.path.exists(deposit_path):
         modules["deposit"] = read_deposit(deposit_path, target_path, content, partition)
     return content, partition, modules.requires_grad_(False).eval(), away
 

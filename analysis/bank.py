@@ -19,12 +19,12 @@ from models.architectures import split_network
 from models.bank import read_difference
 from models.checkpoints import network_of, read, read_deposit, require_original
 from models.difference import shifted
-from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.cli import add_running_args, bounded, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import save_json
 from utils.metrics import evaluate, percent
 from utils.runtime import Runtime
-from utils.tables import markdown, summary
+from utils.tables import markdown, printable, summary
 
 
 def get_args_parser():
@@ -38,7 +38,7 @@ def get_args_parser():
                         help="measure so many states, drawn by --seed, beside the one of T0; unset: every one")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
-    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "bank", "bank"),
+    parser.add_argument("--out", type=prefix, default=os.path.join("checkpoints", "bank", "bank"),
                         help="files without their ending: gets .json, .md and .png")
     add_running_args(parser, seed="seed of the states that --states draws", precision=False)
     return parser
@@ -171,13 +171,12 @@ def main(args):
         differences.append(difference)
         module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
         modules.append(runtime.place(module))
-    names = ["+".join(partition.class_names[c] for c in own) for own in classes]
+    names = ["+".join(printable(partition.class_names[c]) for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     data = evaluation_batches(images, runtime.device)
     states = states_of([len(own) for own in classes], partition.num_classes, args.away, args.states, args.seed)
     figures = measure(network, differences, modules, classes, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     save_json(f"{args.out}.json", result)
     draw(figures, names, args.out)
     print_table(markdown(bank_rows([result]), "deposits away"), f"{args.out}.md")

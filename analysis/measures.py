@@ -17,6 +17,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from utils.errors import UserError
+
 STRENGTHS = 10.0 ** np.arange(-4, 3)  # of L2, per image
 
 
@@ -29,7 +31,7 @@ def split_accuracy(predicted, y, deposited):
 
 def probe(x, y):
     """Multinomial logistic regression on standardised features, fitted; its L2 strength is the best of STRENGTHS on a
-    held-out fifth of the training images, at least one of each class, which needs two.
+    held-out fifth of the training images, at least one of each class, so every class needs two images.
 
     L-BFGS to convergence: a probe that stops early, or at a fixed rate on features that were scaled down, calls
     underfitting forgetting.
@@ -98,6 +100,8 @@ def membership(z, y, z_test, y_test, deposited):
         table = np.stack([-log_p[np.arange(len(labels)), labels], log_p[:, deposited].max(1)], 1)
         scores.append([table[labels == c] for c in deposited])
     counts = [min(len(unseen), len(members)) for unseen, members in zip(*scores)]
+    if sum(counts) < 2:
+        raise UserError("membership needs two test images of the deposit classes: leave it out of --measures")
     x = np.concatenate([of_class[:count] for side in scores for of_class, count in zip(side, counts)])
     is_member = np.repeat([0, 1], sum(counts))
     folds = StratifiedKFold(min(10, sum(counts)), shuffle=True, random_state=0)

@@ -27,8 +27,9 @@ from models.architectures import split_network
 from models.checkpoints import cut, network_of, read, read_deposit, require_original
 from models.difference import between, decode, encode, quantise, shifted
 from models.recover import concat
+from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
-from utils.cli import add_running_args, make_parser, path, run
+from utils.cli import add_running_args, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
 from utils.metrics import evaluate, percent, table1
@@ -48,9 +49,9 @@ def get_args_parser():
                         help="metrics.json of deposits of other pruning ratios: their T_r, too, becomes a point")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
-    parser.add_argument("--out", type=path, default=os.path.join("checkpoints", "recovery"),
+    parser.add_argument("--out", type=prefix, default=os.path.join("checkpoints", "recovery"),
                         help="files without their ending: gets .json, .md and .png")
-    add_running_args(parser, precision=False)
+    add_running_args(parser, seed="draws the images that are kept, their order and augmentation", precision=False)
     return parser
 
 
@@ -142,11 +143,15 @@ def png_bytes(images):
     return total
 
 
-def points_of(folder, original, args, runtime):
-    """{form: {"bytes", "above", "h_mean"}} of one deposit. above: Avg Acc of T~ less that of T0, for the T of the file.
-    h_mean: H Mean of the T that is T0 less what is kept, from which the form gives T0 back exactly."""
+def points_of(folder, original, given, args, runtime):
+    """{form: {"bytes", "above", "h_mean"}} of one deposit. given: (content, path) of T0's file. above: Avg Acc of T~
+    less that of T0, for the T of the file. h_mean: H Mean of the T that is T0 less what is kept, from which the form
+    gives T0 back exactly."""
     target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
     content, partition = read(target_path, "target")
+    require_original(content, target_path, *given)
+    if len(content["away"]) > 1:
+        raise UserError(f"{folder} is one of several deposits of a network: name a deposit that stands alone")
     lower, upper = cut(content, partition, target_path)
     deposit = read_deposit(deposit_path, target_path, content, partition)
     lower_0, _ = split_network(original, content["split_at"])
@@ -176,10 +181,10 @@ def points_of(folder, original, args, runtime):
         runtime.place(part).requires_grad_(False)
     fewest = images.labels.unique(return_counts=True)[1].min()
     for count in (count for count in IMAGES if count <= fewest):
-        rows = torch.cat([torch.nonzero(images.labels == c)[:count, 0] for c in partition.deposit_classes])
+        kept = first_images(images, count, args.seed)
         form = f"{count} images a class (trains)"
-        sizes[form] = png_bytes(images[rows])
-        lowers[form] = finetuned(lower, upper, images[rows].to(runtime.device), preserved, runtime)
+        sizes[form] = png_bytes(kept)
+        lowers[form] = finetuned(lower, upper, kept.to(runtime.device), preserved, runtime)
 
     def forward(x, y):
         z_t = upper(lower(x))
@@ -248,13 +253,8 @@ def main(args):
     original = network_of(content, partition, args.original)
     points, pruned = [], pruned_points(args.pruned)
     for folder in args.runs:
-        target_path = os.path.join(folder, "target.pt")
-        if not os.path.exists(target_path):
-            raise UserError(f"{folder} holds no finished deposit: name folders that have target.pt")
-        require_original(read(target_path, "target")[0], target_path, content, args.original)
-        points.append(points_of(folder, copy.deepcopy(original), args, runtime))
+        points.append(points_of(folder, copy.deepcopy(original), (content, args.original), args, runtime))
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     save_json(f"{args.out}.json", result)
     rows = recovery_rows(result)
     draw(rows, args.out)

@@ -13,6 +13,7 @@ from datasets import evaluation_batches, load_images
 from models.architectures import join_network, split_network
 from models.difference import between, shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.errors import UserError
 from utils.files import save_json
 from utils.metrics import table1
 from utils.runtime import Runtime
@@ -40,6 +41,8 @@ def withdrawn_after(folder, args, runtime):
     """{steps: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0."""
     files = SimpleNamespace(save_path=folder, target=None, deposit=None, merge="concat")
     _, partition, modules, _ = load_parts(files)
+    if "difference" not in modules:
+        raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)
     preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
                        for split, subset in (("train", "preservation"), ("test", "all")))

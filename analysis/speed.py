@@ -73,9 +73,11 @@ def ours(stage, args, runtime, root):
     if stage == "deposit":
         network = LIRF(network.eval(), partition, flags)
     runtime.place(network)
-    optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], flags)
     if stage == "original":
+        optimizer = make_optimizer(network.parameters(), flags, nesterov=True)
         runtime.captured(network, args.batch_size, SIZE)
+    else:
+        optimizer = make_optimizer([{"params": list(part.parameters())} for part in network.trained().values()], flags)
     images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
     images = images.to(runtime.device)
 
@@ -139,7 +141,7 @@ def measure(args, runtime, root):
 
 def main(args):
     runtime = Runtime.of(args)
-    if args.out and os.path.isdir(args.out):
+    if args.out and os.path.isdir(args.out):  # before the measuring
         raise UserError(f"--out {args.out} is a folder: name a file in it")
     report = {**head_of_log(runtime), "arch": args.arch, "batch_size": args.batch_size, "steps": args.steps}
     with tempfile.TemporaryDirectory() as root:

@@ -17,10 +17,11 @@ from matplotlib import pyplot as plt
 from datasets import evaluation_batches, load_images
 from models.architectures import before_last_layer
 from models.checkpoints import load_network, read, require_original
-from utils.cli import add_running_args, bounded, make_parser, path, run
+from utils.cli import add_running_args, bounded, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import save_json
 from utils.runtime import Runtime
+from utils.tables import printable
 
 NETWORKS = {"original": "original network T0", "target": "target network T", "recover": "recover network T~"}
 
@@ -34,7 +35,7 @@ def get_args_parser():
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to show")
     parser.add_argument("--images", type=bounded(int, 10), default=3000, help="images shown, drawn by --seed")
     parser.add_argument("--neighbours", type=bounded(int, 1), default=20, help="k of the measure")
-    parser.add_argument("--out", type=path, default=None,
+    parser.add_argument("--out", type=prefix, default=None,
                         help="figure without its ending: gets .png and .json; unset: tsne in --save_path")
     add_running_args(parser, seed="draws the images, and starts t-SNE", precision=False)
     return parser
@@ -50,7 +51,7 @@ def features_of(network, x):
 
 def neighbour_accuracy(features, labels, k):
     """Share, per image, of the k nearest other images (Euclidean) that are of its class: (n,) in [0, 1]."""
-    found = NearestNeighbors(n_neighbors=k + 1).fit(features).kneighbors(features, return_distance=False)[:, 1:]
+    found = NearestNeighbors(n_neighbors=k).fit(features).kneighbors(return_distance=False)
     return (labels[found] == labels[:, None]).mean(1)
 
 
@@ -67,10 +68,11 @@ def draw(panels, labels, partition, path):
                          linewidths=0.7)
             if few and len(own):
                 # A name is no formula, whatever characters it has.
-                axis.text(*np.median(own, axis=0), class_name, ha="center", va="center", fontsize=8, parse_math=False,
-                          bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.8})
+                axis.text(*np.median(own, axis=0), printable(class_name), ha="center", va="center", fontsize=8,
+                          parse_math=False, bbox={"boxstyle": "round,pad=0.15", "facecolor": "white",
+                                                  "edgecolor": colour, "alpha": 0.8})
         axis.set(title=NETWORKS[name], xticks=[], yticks=[])
-    gone = ", ".join(partition.class_names[c] for c in partition.deposit_classes)
+    gone = ", ".join(printable(partition.class_names[c]) for c in partition.deposit_classes)
     figure.text(0.5, 0.03, f"crosses: deposit classes ({gone})" if few else "crosses: deposit classes", ha="center",
                 parse_math=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
@@ -94,7 +96,8 @@ def main(args):
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:args.images]
     if len(chosen) <= max(args.neighbours, 4):
-        raise UserError(f"--images {len(chosen)} are too few for {args.neighbours} neighbours: show more")
+        raise UserError(f"--images {len(chosen)} are too few for {args.neighbours} neighbours: show more, or lower "
+                        f"--neighbours")
     images = images[chosen].to(runtime.device)
     labels = images.labels.cpu().numpy()
     deposited = np.isin(labels, partition.deposit_classes)
@@ -107,7 +110,7 @@ def main(args):
             for x, _ in evaluation_batches(images, runtime.device):
                 parts.append(features_of(network, x).cpu())
         features = torch.cat(parts)
-        writer.add_embedding(features, [partition.class_names[c] for c in labels], tag=name)
+        writer.add_embedding(features, [printable(partition.class_names[c]) for c in labels], tag=name)
         shares = neighbour_accuracy(features.numpy(), labels, args.neighbours)
         measures[name] = {"pre": 100 * shares[~deposited].mean().item(), "dep": 100 * shares[deposited].mean().item()}
         print(f"{NETWORKS[name]}: {measures[name]['pre']:.1f} % of the {args.neighbours} nearest neighbours are of the "
@@ -115,11 +118,10 @@ def main(args):
         perplexity = min(30, (len(labels) - 1) / 3)
         panels[name] = TSNE(init="pca", perplexity=perplexity, random_state=args.seed).fit_transform(features.numpy())
     writer.close()
-    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
-    draw(panels, labels, partition, out)
     save_json(f"{out}.json", {"partition_hash": partition.hash, "split": args.eval_split, "images": len(labels),
                               "seed": args.seed, "neighbours": args.neighbours, "neighbour_accuracy": measures,
                               **runtime.describe()})
+    draw(panels, labels, partition, out)
     print(f"wrote {out}.png and {out}.json")
 
 

@@ -11,14 +11,15 @@ from PIL import Image, ImageOps
 from tqdm.contrib.concurrent import thread_map
 
 from utils.errors import UserError
+from utils.runtime import usable_processors
 
 SPLITS = ("train", "test")  # of the data as they are stored
 # The formats of datasets.folder.IMAGE_EXTENSIONS and no other: whatever a file is called, PIL would open it by its
 # content, and hand an EPS to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # from 89 million pixels on, before they are decoded
-warnings.filterwarnings("ignore", "Corrupt EXIF data")
-_LONGEST = 4  # a longer image is cut to this many times its short side: nothing of it is lost to a square
+warnings.filterwarnings("ignore", "Corrupt EXIF data|Palette images with Transparency")
+_LONGEST = 4  # a longer image is cut to this many times its short side, of which a square takes one
 
 
 def list_hash(files, names):
@@ -66,9 +67,15 @@ def _centre(image, width, height):
     return image.crop((left, top, left + width, top + height))
 
 
+def _without_ends(image):
+    """The middle of an image that is longer than _LONGEST times its short side."""
+    longest = _LONGEST * min(image.size)
+    return _centre(image, min(image.width, longest), min(image.height, longest))
+
+
 def read_square(path, size):
     """uint8 (size, size, 3): RGB, the short side resized to `size`, then the centre."""
-    image = _rgb(path)
+    image = _without_ends(_rgb(path))
     if image.size != (size, size):
         scale = size / min(image.size)
         image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
@@ -79,9 +86,8 @@ def read_square(path, size):
 def read_short_side(path, size):
     """uint8 (h, w, 3): RGB, made smaller to a short side of `size` if it is larger; at most four times as long as
     wide."""
-    image = _rgb(path)
+    image = _without_ends(_rgb(path))
     short = min(image.size)
-    image = _centre(image, min(image.width, _LONGEST * short), min(image.height, _LONGEST * short))
     if short > size:
         image = image.resize([max(size, round(side * size / short)) for side in image.size],
                              Image.Resampling.BILINEAR, reducing_gap=2)
@@ -91,5 +97,5 @@ def read_short_side(path, size):
 def decode(files, read, size, label):
     """[read(file, size) for each file], with a progress bar on a terminal."""
     # threads, as the decoders release the interpreter's lock; disable=None: no bar where there is no terminal
-    return thread_map(functools.partial(read, size=size), files, max_workers=os.cpu_count(), desc=f"decoding {label}",
-                      leave=False, disable=None)
+    return thread_map(functools.partial(read, size=size), files, max_workers=usable_processors(),
+                      desc=f"decoding {label}", leave=False, disable=None)

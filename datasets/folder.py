@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
                     ".pbm", ".pnm")
-_LARGEST = 224  # side of images unless another is asked for
+_SMALLEST, _LARGEST = 8, 224  # side of images unless another is asked for
 
 
 class FolderSource:
@@ -21,7 +21,7 @@ class FolderSource:
     a square when they are not one.
 
     class_names: those of a partition; None: the names of the folders. image_size: None: the median of the training
-    images' short sides, at most 224.
+    images' short sides, from 8 to 224.
     """
 
     layout = "folder"
@@ -79,4 +79,4 @@ class FolderSource:
         if not sides:
             raise UserError(f"the class folders of {self._split('train')} hold no image "
                             f"({', '.join(IMAGE_EXTENSIONS)})")
-        return min(statistics.median_low(sides), _LARGEST)
+        return min(max(statistics.median_low(sides), _SMALLEST), _LARGEST)

@@ -47,7 +47,8 @@ class ArraySource:
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         if images.shape[-1] != self.image_size:
             # 8x8 digits to 32x32: bilinear, so that no stroke gains the hard edges of copied pixels
-            images = F.interpolate(images.float(), size=(self.image_size,) * 2, mode="bilinear").round().byte()
+            images = F.interpolate(images.float(), size=(self.image_size,) * 2, mode="bilinear",
+                                   antialias=self.image_size < images.shape[-1]).round().byte()
         return images.contiguous()
 
 

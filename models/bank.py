@@ -1,6 +1,6 @@
 """The bank: deposits that are away from a target network, each a difference that can be given back in any order.
 
-Every deposit starts from T0. Who keeps T0 no longer rebuilds it from the target network and the bank: T0 is that
+Every deposit starts from T0. Whoever has not kept T0 rebuilds it from the target network and the bank: T0 is that
 network with all differences added.
 """
 
@@ -51,13 +51,17 @@ def open_original(path, split_at=None):
                             f"--split_at")
         lower, left = copy.deepcopy(part.state_dict()), dict(away)
         beside = os.path.join(glob.escape(os.path.dirname(os.path.abspath(path))), "..", "*", "difference.pt")
+        unread = []
         for difference in sorted(glob.glob(beside)):
-            if load_checkpoint(difference, "difference")["id"] in left:
-                give_back(difference, path, content, left, part)
+            try:
+                if load_checkpoint(difference, "difference")["id"] in left:
+                    give_back(difference, path, content, left, part)
+            except UserError as error:  # it may be of another bank
+                unread.append(f" ({error})")
         if left:
             names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
-                            f"that T0 can be rebuilt")
+                            f"that T0 can be rebuilt{''.join(unread)}")
     return Original(network, split_at, content["arch"], content["counts"], identity, lower, away), partition
 
 

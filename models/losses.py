@@ -7,7 +7,7 @@ over the images of the batch, whatever the precision of its inputs.
 import torch
 import torch.nn.functional as F
 
-MASKED = -1000.0  # the logit of a masked class: its probability is 0, and 16 bits of a difference still bring it back
+MASKED = -1000.0  # the logit of a masked class: its probability is 0
 
 
 def select(logits, classes):

@@ -58,7 +58,10 @@ class Process:
         if signum is not None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(self.pid, signum)
-        self._process.join()
+        self._process.join(300)
+        if self._process.is_alive():  # ranks that wait for each other, say
+            self._process.kill()
+            raise AssertionError("the process has hung for five minutes")
         out, err = (file.read() for file in self._files)
         for file in self._files:
             file.close()

@@ -109,7 +109,7 @@ def test_200_classes_from_the_archive_to_the_table(tmp_path):
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").unlink(), "1.png"),
     (lambda cub: (cub / "images" / "002.Bird_2" / "1.png").write_bytes(b"no image"), "cannot be read"),
     (lambda cub: (cub / "classes.txt").unlink(), "classes.txt"),
-    (lambda cub: [path.unlink() for path in cub.glob("*.txt")], "--download"), (shutil.rmtree, "--download"),
+    (lambda cub: [path.unlink() for path in cub.glob("*.txt")], "remove that folder"), (shutil.rmtree, "--download"),
 ])
 def test_damaged_data_are_told_in_one_line(cub, damage, word):
     damage(cub)

@@ -23,9 +23,10 @@ from utils.errors import UserError
 from utils.files import read_log
 from utils.run import TrainingRun
 
-# Steps of 14 images are 7 on each of two ranks, and leave 6 of the 48 out; of D_r, with 12, they are 4 of 2 and 2.
+# Steps of 14 images are 7 on each of two ranks, and leave 6 of the 48 out; of D_r, with 12, they are 4 of 2 and 2. L_pt
+# over the one deposit class would be 0.
 ORIGINAL = ["--epochs", "3", "--batch_size", "14", "--clip_norm", "1"]
-DEPOSIT = [*TINY, "--split_at", "2", "--epochs", "3", "--batch_size", "4"]
+DEPOSIT = [*TINY, "--split_at", "2", "--epochs", "3", "--batch_size", "4", "--pt_classes", "all"]
 
 
 def compute_in_float64(killed_in=None):
@@ -108,6 +109,12 @@ def test_the_deep_deposit_which_looks_at_whole_batches_is_refused_on_several_dev
     flags = ["--save_path", str(chain[0]), "--lambda_ur", "20"]
     with pytest.raises(UserError, match="run it without torchrun"):
         train_deposit.main(train_deposit.get_args_parser().parse_args(flags))
+
+
+def test_one_gpu_for_all_ranks_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "ranks", 2)
+    with pytest.raises(UserError, match="name --device cuda"):
+        distributed.start("cuda:1")
 
 
 def test_torchrun_ends_all_ranks_with_one_line_and_another_launcher_is_refused(chain, tmp_path, monkeypatch):

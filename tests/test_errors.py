@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from campaigns import faults
-from conftest import ROOT, call, deposit_flags, epochs_of, fail, rewrite, scratch_flags, snapshot, succeed
+from conftest import MEASURE, ROOT, call, deposit_flags, epochs_of, fail, rewrite, scratch_flags, snapshot, succeed
 from fixtures import MARKER, Call, make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -97,9 +97,10 @@ ROWS = [
     (PARTITION, "--data_dir nowhere", "nowhere"), (SCRATCH, "--partition none.json", "(none.json)"),
     (SCRATCH, "--data_dir nowhere", "nowhere"), (DEPOSIT, "--data_dir nowhere", "nowhere"),
     (DEPOSIT, "--original none.pt", "none.pt does not exist"),
-    (WITHDRAW, "", "target.pt does not exist"), (WITHDRAW, "--target {run}/target.pt", "difference.pt does not exist"),
+    (WITHDRAW, "", "target.pt does not exist"), (WITHDRAW, "--target {run}/target.pt", "deposit.pt does not exist"),
     (WITHDRAW, "--target {run}/target.pt --deposit {run} --data_dir nowhere", "nowhere"),
     (DEPOSIT, "--save_path {run}/metrics.json", "metrics.json"),
+    ("analysis/recovery.py", "--runs {run} --original {run}/original.pt --out new/", "add a name for the files"),
     (WITHDRAW, "--save_path ~/none", "{home}/none/target.pt"),
     # values of flags
     *((DEPOSIT, flags, flags.split()[0]) for flags in (
@@ -137,7 +138,7 @@ def test_a_mistake_on_the_command_line_is_named_and_nothing_is_made(chain, tmp_p
     (run, data), new = chain, tmp_path / "new"
     common = {PARTITION: ["--dataset", "folder", "--data_dir", data, "--out", new / "p.json"],
               SCRATCH: scratch_flags(chain, new), DEPOSIT: deposit_flags(chain, new), WITHDRAW: ["--save_path", new]}
-    line = fail(script, *common[script], *flags.format(run=run, data=data).split())
+    line = fail(script, *common.get(script, []), *flags.format(run=run, data=data).split())
     assert word.format(home=Path.home()) in line
     assert not {path.name for path in new.rglob("*")} - {"partition.json"}
 
@@ -270,11 +271,43 @@ def test_a_log_that_holds_something_else_is_not_written_to(chain, tmp_path, line
 
 def test_a_locked_folder_is_refused_and_what_a_killed_process_was_writing_goes(tmp_path):
     with locked(str(tmp_path)):
-        for name in ("recover.pt.x1.part", "partition.json.x1.part"):
+        for name in ("recover.pt.0123cdef.part", "partition.json.0123cdef.part", "mine.part"):
             (tmp_path / name).write_text("half")
         assert f"another process works in {tmp_path}" in withdraw_fails(tmp_path)
     fail("withdraw.py", "--save_path", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["partition.json.x1.part"]  # which is written without a lock
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"mine.part", "partition.json.0123cdef.part"}  # the latter is written without a lock
+
+
+@pytest.mark.parametrize("merge,needed", [("difference", "difference"), ("concat", "deposit")])
+def test_a_withdrawal_needs_the_file_of_its_own_rule_alone(chain, spoiled, merge, needed):
+    other = {"difference": "deposit", "deposit": "difference"}[needed]
+    (spoiled / f"{other}.pt").unlink()
+    flags = ["--save_path", spoiled, "--data_dir", chain[1], "--merge", merge, *MEASURE]
+    succeed("withdraw.py", *flags)
+    assert load_checkpoint(str(spoiled / "recover.pt"), "recover")["away"] == {}
+    recover = json.loads((spoiled / "metrics.json").read_text())["recover"]
+    assert merge in recover and ("difference" in recover) == (needed == "difference")
+    assert recover[merge] == json.loads((chain[0] / "metrics.json").read_text())["recover"][merge]
+    (spoiled / f"{needed}.pt").unlink()
+    assert f"{needed}.pt does not exist" in fail("withdraw.py", *flags, unchanged=spoiled)
+
+
+def test_what_would_refuse_an_original_at_its_end_or_spoil_the_next_start_is_told_at_once(chain, tmp_path):
+    metrics = json.loads((chain[0] / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "partition_hash": "another"}))
+    assert "figures of another partition" in fail("train_scratch.py", *scratch_flags(chain, tmp_path),
+                                                  unchanged=tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    for name, said in (("target", "original"), ("recover", "original")):
+        weights = ["--weights", chain[0] / f"{name}.pt", "--epochs", "0"]
+        assert said in fail("train_scratch.py", *scratch_flags(chain, tmp_path, *weights), unchanged=tmp_path)
+    damaged = shutil.copy(chain[0] / "original.pt", tmp_path / "mine.pt")
+    content = torch.load(damaged, weights_only=True)
+    content["tensors"]["stem.conv1.weight"] *= 2
+    torch.save(content, damaged)
+    weights = ["--weights", damaged, "--epochs", "0"]
+    assert "checksum" in fail("train_scratch.py", *scratch_flags(chain, tmp_path, *weights), unchanged=tmp_path)
 
 
 def test_where_a_disk_has_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):

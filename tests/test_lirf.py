@@ -88,7 +88,7 @@ def test_the_loss_is_the_signed_and_weighted_sum_of_its_terms(make):
 
 @pytest.mark.parametrize("name,reached,flags", [
     ("kr", "target", []), ("at", "target", []), ("kp", "target", []), ("pt", "deposit", []), ("re", "deposit", []),
-    ("ft", "deposit", []), ("mt", "target", []), ("ur", "target", []),
+    ("ft", "deposit", []), ("mt", "target", []), ("ll", "target", []), ("ur", "target", []),
     ("re", "target deposit", ["--re_target", "attached"])])
 def test_a_terms_gradient_reaches_its_own_network_alone(make, name, reached, flags):
     lirf = make(*flags)

@@ -119,7 +119,7 @@ def test_a_method_trains_on_d_alone_and_writes_what_the_stages_write(chain, tmp_
     assert {"original", "target"} <= json.loads((tmp_path / "metrics.json").read_text()).keys()
     head, *epochs = [json.loads(line) for line in (tmp_path / "forget_log.jsonl").read_text().splitlines()]
     assert head["settings"]["method"] == name and all({"loss", "passes"} <= epoch.keys() for epoch in epochs)
-    assert "difference.pt" in fail("withdraw.py", "--save_path", tmp_path)
+    assert "deposit.pt" in fail("withdraw.py", "--save_path", tmp_path)
     assert "holds another deposit run" in fail("train_deposit.py", *deposit_flags(chain, tmp_path), unchanged=tmp_path)
 
 

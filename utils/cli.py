@@ -35,6 +35,14 @@ def make_parser(description):
     return _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
 
+def prefix(text):
+    """An argparse type: the path of files without their endings."""
+    if not os.path.basename(text):
+        raise argparse.ArgumentTypeError(f"'{text}' names a folder: add a name for the files, as in "
+                                         f"{os.path.join(text, 'name')}")
+    return path(text)
+
+
 def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
     """An argparse type: a finite number of `kind` in [low, high], or in (low, high] if `above`."""
 
@@ -116,14 +124,14 @@ def run(main, parser, argv=None, *, parallel=False):
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows its escape
         with contextlib.suppress(AttributeError):  # a test's stand-in
             stream.reconfigure(errors="backslashreplace")
-    args = parser.parse_args(argv)
     stop_between_writes()
     # TensorBoard's writer has a thread. Its error is raised again where the run next flushes its log.
     threading.excepthook = lambda failure: None
     try:
-        distributed.join()
+        distributed.join()  # before the flags: one rank alone says what is wrong with them
         if distributed.ranks > 1 and not parallel:
             raise UserError("it runs on one device: call it with python, not with torchrun")
+        args = parser.parse_args(argv)
         _check_schedule(args)
         alone = hasattr(args, "save_path") and distributed.rank == 0
         with locked(args.save_path) if alone else contextlib.nullcontext():

@@ -42,6 +42,8 @@ def start(kind):
     """This rank's device, "cuda" or "cpu", ready for what ranks do together."""
     if ranks == 1:
         return torch.device(kind)
+    if ":" in kind:
+        raise UserError(f"--device {kind} is one GPU, and torchrun gives each process its own: name --device cuda")
     backend, device = "gloo", torch.device(kind)
     if kind == "cuda":
         backend, device = "cpu:gloo,cuda:nccl", torch.device(kind, int(os.environ["LOCAL_RANK"]))

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 
@@ -38,7 +39,10 @@ def postponed():
 
 
 def write_atomically(path, write):
-    """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`."""
+    """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it to `path`. Raises UserError
+    when that is a folder."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name a file in it")
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     # A name of its own: several processes may write the same file, and the last whole one is kept.
     temporary = f"{path}.{secrets.token_hex(4)}.part"
@@ -112,7 +116,7 @@ def locked(folder):
         except OSError:
             pass
         for name in os.listdir(folder):
-            if name.endswith(".part") and not name.startswith("partition"):
+            if re.search(r"\.[0-9a-f]{8}\.part$", name) and not name.startswith("partition"):
                 os.unlink(os.path.join(folder, name))
         yield
     finally:

@@ -1,11 +1,17 @@
 """Tables: Markdown that a terminal shows as well. Networks or settings are rows, figures are columns."""
 
+import os
 import statistics
 
 COLUMNS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "h_mean": "H Mean", "avg_acc": "Avg Acc",
            "above": "Avg - Original"}
 WITHDRAWALS = {"concat": "concat (paper)", "sum": "sum", "tr_alone": "tr_alone (control)",
                "difference": "difference", "released": "released (reads label)"}
+
+
+def printable(name):
+    """A class name as figures and TensorBoard can hold it: bytes of a folder's name that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def minus(a, b):
