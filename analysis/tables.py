@@ -1,6 +1,7 @@
 """The tables of the pages: what each shows, what makes it, and which files under results/logs/ are behind it."""
 
 import os
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -112,6 +113,20 @@ def rhos(paths):
     return {method: {title: rho[key] for key, title in SHOWN.items()} for method, rho in found.items()}
 
 
+ATTACKS = {"preserved_only": "preserved images alone", "k_shot_1": "1 image a class", "k_shot_5": "5 images",
+           "k_shot_25": "25 images"}
+
+
+def attacks(paths):
+    """What the attacks that train give back: Pre / Dep after each, means over draws, and rho of the last one's Dep."""
+    records = records_of(paths)
+    rho = rows_of(records)[1]
+    return {name: {**{title: " / ".join(f"{statistics.fmean(run[key][figure] for run in runs):.1f}"
+                                        for figure in ("pre", "dep")) for key, title in ATTACKS.items()},
+                   "rho, 25 images": rho.get(name, {}).get("k_shot_25")}
+            for name, runs in measures_of(records).items()}
+
+
 def trade(paths):
     """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell: the
     probe, and rho of it after the upper part and at the cut."""
@@ -146,7 +161,8 @@ def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
 
 CIFAR10 = "CIFAR-10, test set, three draws"
 TABLES = {
-    "cifar10_resnet20": Table(CIFAR10, published("resnet20"), "table1/cifar10_resnet20/paper/seed*/metrics.json",
+    "cifar10_resnet20": Table(CIFAR10, published("resnet20", variables="INDEPENDENT=1 RETRAIN_EPOCHS=30 "),
+                              "table1/cifar10_resnet20/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
     "cifar10_resnet20_split2": Table(CIFAR10, published("resnet20", variables="VARIANTS=split2 "),
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
@@ -197,6 +213,9 @@ TABLES = {
                    "--preset deep",
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
+    "attacks": Table("CIFAR-10, test set, draw of seed 1",
+                     "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
+                     "methods/resnet20/[dl]*/seed1/target_residual_*.json", attacks, "network"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting"),
     "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
