@@ -162,8 +162,7 @@ def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
 CIFAR10 = "CIFAR-10, test set, three draws"
 TABLES = {
     "cifar10_resnet20": Table(CIFAR10, published("resnet20", variables="INDEPENDENT=1 RETRAIN_EPOCHS=30 "),
-                              "table1/cifar10_resnet20/paper/seed*/metrics.json",
-                              table1(paper="cifar10")),
+                              "table1/cifar10_resnet20/paper/seed*/metrics.json", table1(paper="cifar10")),
     "cifar10_resnet20_split2": Table(CIFAR10, published("resnet20", variables="VARIANTS=split2 "),
                                      "table1/cifar10_resnet20/split2/seed*/metrics.json", table1()),
     "cifar10_resnet20_authors": Table(CIFAR10, published("resnet20", variables="VARIANTS=authors "),
