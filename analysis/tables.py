@@ -214,14 +214,15 @@ TABLES = {
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "attacks": Table("CIFAR-10, test set, draw of seed 1",
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
-                     "methods/resnet20/[dl]*/seed1/target_residual_*.json", attacks, "network"),
+                     "methods/resnet20/[dl]*/seed1/target_residual_*.json attacks/*/seed1/*_residual_*.json", attacks,
+                     "network"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting"),
     "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
                          "trade/lambda_ur5_lr0.05/seed*/target_residual_*.json "
                          "trade/lambda_ur20_lr0.03/seed*/target_residual_*.json "
                          "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),
-    **{name: Table("CIFAR-10, test set, draws of seeds 0 and 1", "bash scripts/9_methods.sh, as above",
+    **{name: Table(CIFAR10, "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table("CIFAR-10, test set, draw of seed 0",
