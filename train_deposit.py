@@ -103,6 +103,12 @@ def first_images(images, count, seed):
     return images[torch.cat(rows)]
 
 
+def optimizer_of(lirf, args):
+    """SGD with a group of T's and one of T_r's parameters: where --clip_norm cuts T's gradient short, it does not slow
+    T_r down."""
+    return make_optimizer([{"params": list(module.parameters())} for module in lirf.trained().values()], args)
+
+
 def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
     """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
     D_r has. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
@@ -205,8 +211,7 @@ def main(args):
         shown = shown.to(runtime.device)
 
     lirf = runtime.place(LIRF(original.network, partition, args))
-    # A group each: where --clip_norm cuts T's gradient short, it does not slow T_r down.
-    optimizer = make_optimizer([{"params": list(module.parameters())} for module in lirf.trained().values()], args)
+    optimizer = optimizer_of(lirf, args)
     training.track(optimizer, **lirf.trained())
     parallel = distributed.parallel(lirf)
     moved = None

@@ -61,11 +61,10 @@ def get_args_parser():
 def obtain_partition(args):
     """The manifest that the flags mean. Raises UserError when the folder has figures or a manifest of another."""
     kept = os.path.join(args.save_path, "partition.json")
-    partition = read_partition(args.partition) if args.partition is not None else None
-    if os.path.exists(kept):
-        given, partition = partition, read_partition(kept)
-        if given not in (None, partition):
-            raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
+    given = read_partition(args.partition) if args.partition is not None else None
+    partition = read_partition(kept) if os.path.exists(kept) else given
+    if given not in (None, partition):
+        raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
     partition = partition or make_partition("cifar10", args.data_dir, seed=args.seed)
     for split in ("test", "val"):
         read_metrics(metrics_path(args.save_path, split), partition)
@@ -122,10 +121,10 @@ def main(args):
     settings = settings_of(args, partition=partition.hash, precision=runtime.precision, weights=weights)
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)
+    keep_partition(args, partition)
     if done is not None:
         record_network(args.save_path, partition, kind, done["counts"], classes)
         return
-    keep_partition(args, partition)
     training = TrainingRun(args.save_path, name, settings, runtime, args.epochs)
 
     with distributed.rank_0_first():

@@ -61,8 +61,8 @@ def load_parts(args):
     differences = [os.path.join(folder, "difference.pt") for folder in folders]
     if args.merge == "difference" or os.path.exists(differences[0]):
         modules["difference"] = copy.deepcopy(target)
-        for path in differences:
-            give_back(path, target_path, content, away, modules["difference"])
+        for difference in differences:
+            give_back(difference, target_path, content, away, modules["difference"])
     else:
         away = {}
     deposit_path = os.path.join(folders[0], "deposit.pt")

@@ -144,12 +144,12 @@ def png_bytes(images):
 
 
 def points_of(folder, original, given, args, runtime):
-    """{form: {"bytes", "above", "h_mean"}} of one deposit. given: (content, path) of T0's file. above: Avg Acc of T~
+    """{form: {"bytes", "above", "h_mean"}} of one deposit. given: content of T0's file. above: Avg Acc of T~
     less that of T0, for the T of the file. h_mean: H Mean of the T that is T0 less what is kept, from which the form
     gives T0 back exactly."""
     target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
     content, partition = read(target_path, "target")
-    require_original(content, target_path, *given)
+    require_original(content, target_path, given, args.original)
     if len(content["away"]) > 1:
         raise UserError(f"{folder} is one of several deposits of a network: name a deposit that stands alone")
     lower, upper = cut(content, partition, target_path)
@@ -253,7 +253,7 @@ def main(args):
     original = network_of(content, partition, args.original)
     points, pruned = [], pruned_points(args.pruned)
     for folder in args.runs:
-        points.append(points_of(folder, copy.deepcopy(original), (content, args.original), args, runtime))
+        points.append(points_of(folder, copy.deepcopy(original), content, args, runtime))
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
     save_json(f"{args.out}.json", result)
     rows = recovery_rows(result)

@@ -77,7 +77,7 @@ def ours(stage, args, runtime, root):
         optimizer = make_optimizer(network.parameters(), flags, nesterov=True)
         runtime.captured(network, args.batch_size, SIZE)
     else:
-        optimizer = make_optimizer([{"params": list(part.parameters())} for part in network.trained().values()], flags)
+        optimizer = train_deposit.optimizer_of(network, flags)
     images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
     images = images.to(runtime.device)
 

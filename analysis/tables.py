@@ -216,9 +216,9 @@ TABLES = {
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
                      "methods/resnet20/[dl]*/seed1/target_residual_*.json attacks/*/seed1/*_residual_*.json", attacks,
                      "network"),
-    "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (residual.md)",
+    "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (deep.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting"),
-    "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (residual.md)",
+    "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (deep.md)",
                          "trade/lambda_ur5_lr0.05/seed*/target_residual_*.json "
                          "trade/lambda_ur20_lr0.03/seed*/target_residual_*.json "
                          "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),

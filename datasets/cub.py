@@ -62,7 +62,7 @@ def open_cub(data_dir, download, image_size):
     for folder in (root, data_dir, *sorted(glob.glob(os.path.join(glob.escape(data_dir), "*", NAME)))):
         if any(os.path.exists(os.path.join(folder, table)) for table in TABLES):
             return CubSource(folder, image_size or 224)
-    if os.path.exists(root):
+    if os.path.isdir(root) and os.listdir(root):
         raise UserError(f"{root} has none of {', '.join(TABLES)}: remove that folder, or extract {ARCHIVE} into it")
     if not os.path.exists(archive) and not download:
         raise UserError(f"there is no {NAME} in {data_dir}: put {ARCHIVE} or the extracted folder there, "

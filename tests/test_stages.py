@@ -32,7 +32,7 @@ def test_help_describes_every_flag_with_its_default(script):
     status, out, err = call(script, "--help")
     assert status == 0 and err == "" and len(SCRIPTS) > 12
     flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
-    assert flags and all("-" not in flag[2:] for flag in flags)  # snake_case
+    assert flags and all("-" not in flag[2:] for flag in flags) and "default:" in out  # snake_case
     parser = importlib.import_module(script.removesuffix(".py").replace("/", ".")).get_args_parser()
     assert all(action.help for action in parser._actions)  # argparse adds a default to a help, and to nothing else
     assert len(flags) <= 33

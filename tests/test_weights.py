@@ -181,8 +181,9 @@ def test_imagenet_weights_are_torchvisions(monkeypatch):
     state = torchvision.models.resnet18().state_dict()
     enum = torchvision.models.get_model_weights("resnet18")
     monkeypatch.setattr(enum, "get_state_dict", lambda self, progress, check_hash: dict(state))  # torchvision's flags
-    network = build_network("resnet18", 4, 96)
-    load_weights(network, "resnet18", 96, imagenet_weights("resnet18", 96), "--weights imagenet", keep_head=False)
+    network, weights = build_network("resnet18", 4, 96), imagenet_weights("resnet18", 96)
+    assert weights.keys() == state.keys()
+    load_weights(network, "resnet18", 96, weights, "--weights imagenet", keep_head=False)
     assert torch.equal(network.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
     assert network.head.fc.weight.shape == (4, 512)
     for arch, size, word in (("resnet18", 32, "larger --image_size"), ("resnet20", 96, "there are none of resnet20")):
