@@ -9,10 +9,12 @@ import torch
 
 from datasets import batches, evaluation_batches, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
+from models.architectures import without_rows
 from models.bank import open_original
 from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS
+from models.losses import MASKED
 from models.pruning import cost
 from models.synthesis import moved_to_preserved, synthetic
 from utils import distributed
@@ -31,7 +33,8 @@ PRESETS = {
     "paper": {},
     "authors": {"split_at": 2, "prune_ratio": 0.0, "random_label": "any", "re_target": "attached", "lambda_at": 0.0},
     "ours": {"pt_classes": "all", "lambda_pt": 5.0, "lambda_re": 0.0, "lambda_ft": 50.0},
-    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 2.0, "lambda_ur": 20.0, "lr": 0.05},
+    "deep": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_kp": 0.0, "lambda_mt": 2.0, "lambda_ur": 20.0, "lr": 0.05,
+             "last_layer": "cleared"},
     "bank": {"lambda_kr": 0.0, "lambda_at": 0.0, "lambda_ll": 0.1, "trained_blocks": 1, "bn_stats": "frozen"},
 }
 
@@ -65,6 +68,9 @@ def get_args_parser():
     method.add_argument("--trained_blocks", type=bounded(int, 1), default=None,
                         help="train so many blocks of lower_T, the last ones; the differences of a bank then disturb "
                              "each other less; unset: all")
+    method.add_argument("--last_layer", choices=["shared", "cleared"], default="shared",
+                        help="T's last layer. shared: T0's (paper). cleared: without the rows of the deposit classes, "
+                             "whose probability is 0; deposit.pt and difference.pt hold them")
     # just above one half: at 0.5 T_r of a ResNet-20, whose stem stays, keeps 50.6 % of the lower part's parameters
     method.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
@@ -132,8 +138,9 @@ def accuracies_of_target(lirf, images, original, partition, runtime):
     if images is None:
         return {}
     lirf.eval()
-    counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x))}, evaluation_batches(images, runtime.device),
-                      partition.num_classes)
+    cleared = lirf.deposited if lirf.args.last_layer == "cleared" else lirf.deposited[:0]
+    counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x)).index_fill(1, cleared, MASKED)},
+                      evaluation_batches(images, runtime.device), partition.num_classes)
     split = partition.logged_split
     figures = table1(counts["target"], partition, original.counts[split])
     return {f"{'target' if split == 'test' else f'{split}_target'}_{name}": value for name, value in figures.items()}
@@ -167,17 +174,19 @@ def save_deposit(args, lirf, original, partition, settings):
     data = encode(lower_0, lirf.target.state_dict(), args.difference_bits)
     difference = decode(data, lower_0, args.difference_bits)
     # The rounding falls on T, so that adding the difference back is exact.
-    lower = shifted(original.lower or lower_0, difference, -1)
-    name = checksum({"tensors": {"difference": data}})[:16]
+    state, rows = shifted(original.target or original.network.state_dict(), difference, -1), {}
+    if args.last_layer == "cleared":
+        state, rows["rows"] = without_rows(state, partition.deposit_classes)
+    name = checksum({"tensors": {"difference": data, **rows}})[:16]
     whole = original.with_gone(partition)
-    target = save_checkpoint(out("target"), "target", {**lower, **lirf.upper.state_dict()}, split_at=args.split_at,
+    target = save_checkpoint(out("target"), "target", state, split_at=args.split_at,
                              **describe(original.arch, whole.classes("all"), whole), settings=settings,
                              counts=original.counts, original=original.identity,
                              away={**original.away, name: partition.deposit_classes})
-    save_checkpoint(out("difference"), "difference", {"difference": data}, bits=args.difference_bits, id=name,
+    save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits, id=name,
                     original=original.identity, variances="logarithms")
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
-    save_checkpoint(out("deposit"), "deposit", lirf.deposit.state_dict(), target=target,
+    save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target,
                     settings=settings, cost={"lower": before, "deposit": after})
     record_network(args.save_path, whole, "original", original.counts)
     for name in ("deposit", "difference"):

@@ -47,28 +47,30 @@ def get_args_parser():
 
 def load_parts(args):
     """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
-    deposits that stay away). The modules are target, upper, difference (T's lower part with the differences given
-    back) and, of a single deposit, deposit (T_r). Only the file that --merge needs must be there."""
+    deposits that stay away). The modules are target and target_upper (T's parts), upper (that of T~), difference (T's
+    lower part with the differences given back) and, of a single deposit, deposit (T_r). Only the file that --merge
+    needs must be there."""
     target_path = args.target or os.path.join(args.save_path, "target.pt")
     folders = args.deposit or [args.save_path]
     content, partition = read(target_path, ("target", "recover"))
-    target, upper = cut(content, partition, target_path)
+    target, target_upper = cut(content, partition, target_path)
+    upper = copy.deepcopy(target_upper)
     away, alone = dict(content["away"]), len(folders) == len(content["away"]) == 1
     if args.merge != "difference" and not alone:
         raise UserError(f"--merge {args.merge} withdraws the only deposit that is away from T: use --merge difference "
                         f"where there are several")
-    modules = torch.nn.ModuleDict({"target": target, "upper": upper})
+    modules = torch.nn.ModuleDict({"target": target, "target_upper": target_upper, "upper": upper})
     differences = [os.path.join(folder, "difference.pt") for folder in folders]
     if args.merge == "difference" or os.path.exists(differences[0]):
         modules["difference"] = copy.deepcopy(target)
         for difference in differences:
-            give_back(difference, target_path, content, away, modules["difference"])
+            give_back(difference, target_path, content, away, modules["difference"], upper)
     else:
         away = {}
     deposit_path = os.path.join(folders[0], "deposit.pt")
     # T_r is of this very target: not when others were withdrawn before.
     if args.merge != "difference" or alone and content["kind"] == "target" and os.path.exists(deposit_path):
-        modules["deposit"] = read_deposit(deposit_path, target_path, content, partition)
+        modules["deposit"] = read_deposit(deposit_path, target_path, content, partition, upper)
     return content, partition, modules.requires_grad_(False).eval(), away
 
 
@@ -80,15 +82,17 @@ def recover_network(modules, partition, merge):
 
 
 def measure(modules, data, partition, device):
-    """{name: counts} of every lower part in `modules` but T_r, followed by the upper part, and of every rule that
-    merges T_r with T, in one pass over (x, y) batches."""
+    """{name: counts} of T, of T~ by the difference and of every rule that merges T_r with T, for those of `modules`
+    that are there, in one pass over (x, y) batches."""
     deposited = torch.tensor(partition.deposit_classes, device=device)
 
     def forward(x, y):
-        z = {name: modules["upper"](module(x)) for name, module in modules.items() if name != "upper"}
-        outputs = {name: logits for name, logits in z.items() if name != "deposit"}
-        if "deposit" in z:
-            z_t, z_r = z["target"], z["deposit"]
+        f_t, upper = modules["target"](x), modules["upper"]
+        outputs = {"target": modules["target_upper"](f_t)}
+        if "difference" in modules:
+            outputs["difference"] = upper(modules["difference"](x))
+        if "deposit" in modules:
+            z_t, z_r = upper(f_t), upper(modules["deposit"](x))
             outputs |= {name: rule(z_t, z_r, deposited) for name, rule in MERGE_RULES.items()}
             outputs["released"] = released(z_t, z_r, deposited, y)
         return outputs

@@ -19,6 +19,7 @@ from models.architectures import split_network
 from models.bank import read_difference
 from models.checkpoints import network_of, read, read_deposit, require_original
 from models.difference import shifted
+from models.losses import MASKED
 from utils.cli import add_running_args, bounded, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import save_json
@@ -64,9 +65,10 @@ def deposit_columns(modules, upper, classes, x, num_classes):
     return columns
 
 
-def measure(network, differences, modules, classes, states, data, split_at):
+def measure(network, differences, modules, classes, cleared, states, data, split_at):
     """[{"away", "counts", "deposits": accuracy of each, "rest", "by_modules": accuracy with what is away withdrawn by
-    T_r}] of the states. modules, classes: T_r and the classes of each deposit. Leaves the network in the last state."""
+    T_r}] of the states. modules, classes, cleared: T_r of each deposit, its classes, and those whose rows of the last
+    layer it took from T. Leaves the network in the last state."""
     lower, upper = split_network(network, split_at)
     num_classes = network[-1][-1].out_features
     changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
@@ -81,10 +83,11 @@ def measure(network, differences, modules, classes, states, data, split_at):
         for deposit in state:
             now = shifted(now, differences[deposit], -1)
         lower.load_state_dict(now)
-        gone = sorted(c for deposit in state for c in classes[deposit])
+        gone, masked = ([c for deposit in state for c in of_deposits[deposit]] for of_deposits in (classes, cleared))
 
         def forward(x, y):
             z = upper(lower(x[0]))
+            z[:, masked] = MASKED
             withdrawn = z.clone()
             withdrawn[:, gone] = x[1][:, gone]
             return {"state": z, "withdrawn": withdrawn}
@@ -154,7 +157,7 @@ def main(args):
     runtime = Runtime.of(args)
     original, partition = read(args.original, "original")
     network = runtime.place(network_of(original, partition, args.original))
-    cut_after, classes, differences, modules = None, [], [], []
+    cut_after, classes, cleared, differences, modules = None, [], [], [], []
     for folder in args.deposits:
         target_path = os.path.join(folder, "target.pt")
         content, own_partition = read(target_path, "target")
@@ -162,20 +165,22 @@ def main(args):
         if cut_after not in (None, content["split_at"]):
             raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
         cut_after = content["split_at"]
-        name, difference = read_difference(os.path.join(folder, "difference.pt"), target_path, content, content["away"],
-                                           split_network(network, cut_after)[0])
+        lower, upper = split_network(network, cut_after)
+        name, difference, rows = read_difference(os.path.join(folder, "difference.pt"), target_path, content,
+                                                 content["away"], lower)
         own = content["away"][name]
         if any(not set(own).isdisjoint(others) for others in classes):
             raise UserError(f"{folder} deposits a class that another folder deposits too: name each class once")
         classes.append(own)
+        cleared.append([] if rows is None else own)
         differences.append(difference)
-        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
+        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition, upper)
         modules.append(runtime.place(module))
     names = ["+".join(printable(partition.class_names[c]) for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
     data = evaluation_batches(images, runtime.device)
     states = states_of([len(own) for own in classes], partition.num_classes, args.away, args.states, args.seed)
-    figures = measure(network, differences, modules, classes, states, data, cut_after)
+    figures = measure(network, differences, modules, classes, cleared, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     save_json(f"{args.out}.json", result)
     draw(figures, names, args.out)

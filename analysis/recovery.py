@@ -153,7 +153,10 @@ def points_of(folder, original, given, args, runtime):
     if len(content["away"]) > 1:
         raise UserError(f"{folder} is one of several deposits of a network: name a deposit that stands alone")
     lower, upper = cut(content, partition, target_path)
-    deposit = read_deposit(deposit_path, target_path, content, partition)
+    if content["settings"].get("last_layer", "shared") != "shared":
+        raise UserError(f"{folder}: T's last layer is not T0's, which all forms here need: name a deposit of "
+                        f"--last_layer shared")
+    deposit = read_deposit(deposit_path, target_path, content, partition, upper)
     lower_0, _ = split_network(original, content["split_at"])
     target, whole = lower.state_dict(), lower_0.state_dict()
     sizes, lowers, targets = {}, {}, {}

@@ -46,14 +46,16 @@ def withdrawn_after(folder, args, runtime):
     runtime.place(modules)
     preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
                        for split, subset in (("train", "preservation"), ("test", "all")))
-    difference = between(modules["difference"].state_dict(), modules["target"].state_dict())
-    target, found = join_network(modules["target"], modules["upper"]), {}
+    differences = [between(modules[whole].state_dict(), modules[of_t].state_dict())
+                   for whole, of_t in (("difference", "target"), ("upper", "target_upper"))]
+    target, found = join_network(modules["target"], modules["target_upper"]), {}
     for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
         if step in args.steps:
             parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
-            parts["target"], parts["upper"] = split_network(student, len(modules["target"]) - 1)
-            parts["difference"] = copy.deepcopy(parts["target"])
-            parts["difference"].load_state_dict(shifted(parts["target"].state_dict(), difference, 1))
+            parts["target"], parts["target_upper"] = split_network(student, len(modules["target"]) - 1)
+            for name, of_t, difference in zip(("difference", "upper"), ("target", "target_upper"), differences):
+                parts[name] = copy.deepcopy(parts[of_t])
+                parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
             counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
             found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     return found

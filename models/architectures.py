@@ -2,16 +2,19 @@
 
 from collections import OrderedDict
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from models.losses import MASKED
 from utils.errors import UserError
 
 # Up to this image size a torchvision ResNet has a 3x3 stem without pooling, as is usual on CIFAR;
 # the ImageNet stem would leave 2x2 positions of a 32x32 image to the last block.
 SMALL_IMAGE = 64
+LAST_LAYER = ("head.fc.weight", "head.fc.bias")
 
 
 def _stages(stem, layers, head):
@@ -136,3 +139,19 @@ def join_network(lower, upper):
 def before_last_layer(upper):
     """The upper part, or a network, without its last linear layer, which reads (b, d) of it."""
     return nn.Sequential(*upper[:-1], *upper[-1][:-1])
+
+
+def without_rows(state, classes):
+    """(a state_dict of a network or upper part whose last layer gives `classes` a probability of 0, the rows (k, d + 1)
+    that it had for these k classes: d weights and a bias each)."""
+    weight, bias = (state[name].clone() for name in LAST_LAYER)
+    rows = torch.cat([weight[classes], bias[classes, None]], 1)
+    weight[classes], bias[classes] = 0.0, MASKED
+    return {**state, **dict(zip(LAST_LAYER, (weight, bias)))}, rows
+
+
+def with_rows(state, classes, rows):
+    """The state_dict whose last layer has the rows of `without_rows` again."""
+    weight, bias = (state[name].clone() for name in LAST_LAYER)
+    weight[classes], bias[classes] = rows[:, :-1].to(weight), rows[:, -1].to(bias)
+    return {**state, **dict(zip(LAST_LAYER, (weight, bias)))}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from models.architectures import split_network
+from models.architectures import split_network, with_rows
 from models.checkpoints import network_of, read
 from models.difference import decode, shifted
 from utils.checkpoint import load_checkpoint
@@ -26,7 +26,7 @@ class Original(NamedTuple):
     arch: str
     counts: dict  # of T0: {split: {"correct", "total"}}
     identity: str  # equal for deposits that belong together: checksum of T0's file, and the cut
-    lower: dict | None  # state_dict of lower_T of the earlier deposits, if there are any
+    target: dict | None  # state_dict of T of the earlier deposits, if there are any
     away: dict  # {id: classes} of these
 
     def with_gone(self, partition):
@@ -40,33 +40,33 @@ def open_original(path, split_at=None):
     differences of the deposits that are away from it, which lie in folders beside its own. split_at: the cut; None:
     after the last block. Raises UserError when a difference is missing, or the cut is impossible or another."""
     content, partition = read(path, ("original", "target", "recover"))
-    network, lower, away = network_of(content, partition, path), None, {}
-    part, _ = split_network(network, split_at)
-    split_at = len(part) - 1
+    network, target, away = network_of(content, partition, path), None, {}
+    lower, upper = split_network(network, split_at)
+    split_at = len(lower) - 1
     identity = f"{content['checksum']}/{split_at}"
     if content["kind"] != "original":
         identity, away = content["original"], dict(content["away"])
         if content["split_at"] != split_at:
             raise UserError(f"{path} is cut after block {content['split_at']}: deposits of one bank share "
                             f"--split_at")
-        lower, left = copy.deepcopy(part.state_dict()), dict(away)
+        target, left = copy.deepcopy(network.state_dict()), dict(away)
         beside = os.path.join(glob.escape(os.path.dirname(os.path.abspath(path))), "..", "*", "difference.pt")
         unread = []
         for difference in sorted(glob.glob(beside)):
             try:
                 if load_checkpoint(difference, "difference")["id"] in left:
-                    give_back(difference, path, content, left, part)
+                    give_back(difference, path, content, left, lower, upper)
             except UserError as error:  # it may be of another bank
                 unread.append(f" ({error})")
         if left:
             names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
                             f"that T0 can be rebuilt{''.join(unread)}")
-    return Original(network, split_at, content["arch"], content["counts"], identity, lower, away), partition
+    return Original(network, split_at, content["arch"], content["counts"], identity, target, away), partition
 
 
 def read_difference(path, target_path, content, away, lower):
-    """(id of the deposit, {name: Δ}) of difference.pt.
+    """(id of the deposit, {name: Δ}, rows of the last layer or None) of difference.pt.
 
     content: of the target file from which the deposit is away; away: {id: classes} of what is away from it; lower: a
     lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
@@ -77,11 +77,16 @@ def read_difference(path, target_path, content, away, lower):
                         f"this network")
     if difference.get("variances") != "logarithms":
         raise UserError(f"{path} was written when variances were not yet kept as logarithms: deposit again")
-    return difference["id"], decode(difference["tensors"]["difference"], lower.state_dict(), difference["bits"])
+    tensors = difference["tensors"]
+    return (difference["id"], decode(tensors["difference"], lower.state_dict(), difference["bits"]),
+            tensors.get("rows"))
 
 
-def give_back(path, target_path, content, away, lower):
-    """Add the difference in a file to `lower`, in place, and take its deposit off `away`; see read_difference."""
-    name, difference = read_difference(path, target_path, content, away, lower)
+def give_back(path, target_path, content, away, lower, upper):
+    """Add the difference in a file to `lower` and give `upper` the rows of the last layer that the file holds, both in
+    place, and take its deposit off `away`; see read_difference."""
+    name, difference, rows = read_difference(path, target_path, content, away, lower)
     lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
-    del away[name]
+    classes = away.pop(name)
+    if rows is not None:
+        upper.load_state_dict(with_rows(upper.state_dict(), classes, rows))

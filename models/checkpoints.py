@@ -1,7 +1,7 @@
 """Networks from and to checkpoint files."""
 
 from datasets.partition import Partition
-from models.architectures import ARCHITECTURES, build_network, split_network
+from models.architectures import ARCHITECTURES, build_network, split_network, with_rows
 from models.pruning import narrow_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -39,14 +39,20 @@ def cut(content, partition, path):
     return split_network(network_of(content, partition, path), content["split_at"])
 
 
-def read_deposit(path, target_path, content, partition):
-    """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition)."""
+def read_deposit(path, target_path, content, partition, upper):
+    """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition). `upper` gets the
+    rows of the last layer that the file holds, in place."""
     deposit = load_checkpoint(path, "deposit")
     if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
                         f"deposit")
     lower, _ = _parts(content, partition)
-    load_into(narrow_like(lower, deposit["tensors"]), deposit["tensors"], path)
+    tensors = dict(deposit["tensors"])
+    rows = tensors.pop("rows", None)
+    load_into(narrow_like(lower, tensors), tensors, path)
+    if rows is not None:
+        classes = [c for of_deposit in content["away"].values() for c in of_deposit]
+        upper.load_state_dict(with_rows(upper.state_dict(), classes, rows))
     return lower.eval()
 
 

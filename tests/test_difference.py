@@ -105,14 +105,15 @@ def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, 
 
 @pytest.fixture(scope="module")
 def bank(chain, tmp_path_factory):
-    """Two deposits, the second from the first's target: folders of the deposits of bee and of cow."""
+    """Two deposits, the second from the first's target and with its rows of the last layer: folders of the deposits of
+    bee and of cow."""
     tmp_path = tmp_path_factory.mktemp("bank")
     shutil.copytree(chain[0], tmp_path / "bee")
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", chain[1], "--deposit_classes", "cow", "--out",
             tmp_path / "cow.json")
     folders = [tmp_path / "bee", tmp_path / "cow"]
     succeed("train_deposit.py", *deposit_flags(chain, folders[1], "--original", folders[0] / "target.pt", "--partition",
-                                               tmp_path / "cow.json"))
+                                               tmp_path / "cow.json", "--last_layer", "cleared"))
     return folders
 
 
@@ -151,7 +152,9 @@ def test_after_ten_deposits_and_withdrawals_t0_answers_as_before(chain, tmp_path
     last = chain[0] / "original.pt"
     for seed in range(10):
         run = tmp_path / f"{seed}"
-        succeed("train_deposit.py", *deposit_flags(chain, run, "--original", last, "--seed", seed))
+        last_layer = "cleared" if seed % 2 else "shared"
+        succeed("train_deposit.py", *deposit_flags(chain, run, "--original", last, "--seed", seed, "--last_layer",
+                                                   last_layer))
         recover, _ = withdrawn(run, run / "target.pt", run)
         last = run / "recover.pt"
     target, _ = load_network(str(run / "target.pt"))

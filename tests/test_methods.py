@@ -194,6 +194,36 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
     head, *epochs = [json.loads(line) for line in (tmp_path / "deep" / "deposit_log.jsonl").read_text().splitlines()]
     assert head["settings"]["lambda_ur"] == 20 and all(epoch["l_ur"] > 0 for epoch in epochs)
+    logged = {name.removeprefix("target_"): value for name, value in epochs[-1].items() if name.startswith("target_")}
+    assert logged == {name: pytest.approx(metrics["target"][name]) for name in logged} and logged
+    succeed("analysis/robustness.py", "--runs", tmp_path / "deep", "--data_dir", chain[1], "--steps", 0, 2, "--out",
+            tmp_path / "robustness.md")
+    steps = json.loads((tmp_path / "deep" / "robustness.json").read_text())["steps"]
+    assert steps["0"]["difference"]["avg_acc"] == pytest.approx(metrics["original"]["avg_acc"])
+    assert steps["0"]["concat"]["dep_acc"] == pytest.approx(metrics["recover"]["concat"]["dep_acc"])
+
+
+def test_rows_of_a_cleared_last_layer_stand_in_each_file_and_not_in_t(chain, tmp_path):
+    """T is without the rows of D, and T_r alone gives them back as the difference does."""
+    original, partition = load_network(str(chain[0] / "original.pt"))
+    deposited, fc = partition.deposit_classes, original.head.fc
+    succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--last_layer", "cleared"))
+    target, _ = load_network(str(tmp_path / "target.pt"))
+    assert not target.head.fc.weight[deposited].any()
+    assert target.head.fc.weight[partition.preserved_classes].equal(fc.weight[partition.preserved_classes])
+    x = torch.randn(20, 3, 16, 16)
+    with torch.no_grad():
+        assert not target(x).softmax(1)[:, deposited].any() and original(x).softmax(1)[:, deposited].all()
+    for file in ("difference", "deposit"):
+        rows = torch.load(tmp_path / f"{file}.pt", weights_only=True)["tensors"]["rows"]
+        assert rows.equal(torch.cat([fc.weight[deposited], fc.bias[deposited, None]], 1))
+    assert "--last_layer shared" in fail("analysis/recovery.py", "--runs", tmp_path, "--original",
+                                         chain[0] / "original.pt", "--out", tmp_path / "recovery")
+    (tmp_path / "difference.pt").rename(tmp_path / "elsewhere.pt")
+    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", chain[1])
+    recover, _ = load_network(str(tmp_path / "recover.pt"))
+    assert recover.upper.head.fc.weight.equal(fc.weight) and recover.upper.head.fc.bias.equal(fc.bias)
+    assert json.loads((tmp_path / "metrics.json").read_text())["target"]["dep_acc"] == 0
 
 
 def test_l_ur_is_refused_where_the_rows_read_every_direction(chain):

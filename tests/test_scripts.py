@@ -180,7 +180,8 @@ def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
 def test_a_bank_measures_its_states(images, tmp_path):
     succeed("partition_data.py", "--dataset", "cifar10", "--data_dir", images, "--val_fraction", "0.25", "--seed", "0",
             "--out", tmp_path / "original" / "partition.json")  # the script reads the number of classes from it
-    flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1", "DATA_DIR": images}
+    flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1 --last_layer cleared",
+             "DATA_DIR": images}
     finished("8_bank", 0, **flags, SAVE=tmp_path, DEPOSITS=3, SIZE=2, AWAY=2, ROUNDS=2)
     bank = json.loads((tmp_path / "bank0.json").read_text())
     assert len({c for classes in bank["classes"] for c in classes}) == 6
