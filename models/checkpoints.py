@@ -50,8 +50,8 @@ def read_deposit(path, target_path, content, partition, upper):
     tensors = dict(deposit["tensors"])
     rows = tensors.pop("rows", None)
     load_into(narrow_like(lower, tensors), tensors, path)
-    if rows is not None:
-        classes = [c for of_deposit in content["away"].values() for c in of_deposit]
+    if rows is not None:  # of the deposit that wrote the target, the last that is away from it
+        classes = list(content["away"].values())[-1]
         upper.load_state_dict(with_rows(upper.state_dict(), classes, rows))
     return lower.eval()
 

@@ -12,6 +12,7 @@ from datasets import evaluation_batches, load_images
 from models.checkpoints import load_network
 from models.difference import BITS, between, decode, encode, pack, quantise, shifted, unpack
 from utils.checkpoint import load_checkpoint
+from utils.metrics import count_correct
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -145,6 +146,15 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
         for name, tensor in ours.state_dict().items():
             torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
     assert not torch.allclose(without_cow.state_dict()["stem.conv1.weight"], original["stem.conv1.weight"], atol=1e-5)
+
+
+def test_a_bank_whose_deposits_were_added_one_to_another_is_measured(chain, tmp_path, bank):
+    succeed("analysis/bank.py", "--original", chain[0] / "original.pt", "--deposits", *bank, "--data_dir", chain[1],
+            "--out", tmp_path / "bank")
+    *_, last = json.loads((tmp_path / "bank.json").read_text())["states"]
+    target, partition = load_network(str(bank[1] / "target.pt"))
+    test = load_images(partition, str(chain[1]), "test", range(4))
+    assert last["away"] == [0, 1] and last["counts"] == count_correct(target, evaluation_batches(test, "cpu"), 4)
 
 
 def test_after_ten_deposits_and_withdrawals_t0_answers_as_before(chain, tmp_path):
