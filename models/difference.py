@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-VECTOR_BITS = 16  # batch norm's weights and statistics: few, and each shifts a whole channel
+FINE_BITS = 16  # batch norm and a last layer: few entries, and each shifts a whole channel or class
 EPSILON = 1e-5  # what batch norm adds to a variance, here before the logarithm
 
 
@@ -38,8 +38,9 @@ def _rows(tensor):
 
 
 def _levels(tensor, bits):
-    """(bits an entry, largest whole number m): entries are rounded to the multiples -m .. m of their row's scale."""
-    bits = bits if tensor.dim() > 1 else VECTOR_BITS
+    """(bits an entry, largest whole number m): entries are rounded to the multiples -m .. m of their row's scale. All
+    but convolutions take FINE_BITS."""
+    bits = bits if tensor.dim() > 2 else FINE_BITS
     return bits, 2 ** (bits - 1) - 1
 
 

@@ -26,9 +26,9 @@ def test_packing_is_exact_and_leaves_no_gap(bits, count):
 
 
 def lower_parts(seed=0):
-    """State_dicts of a lower_0 and a lower_T: a convolution of odd size, batch norm, a counter."""
+    """State_dicts of a T0 and a T: a convolution of odd size, batch norm, a counter, a last layer."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_var": (5,)}
+    shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_var": (5,), "fc.weight": (2, 3)}
     states = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(2)]
     for state in states:
         state["bn.running_var"] = state["bn.running_var"].square() + 0.1
@@ -40,8 +40,9 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
     original, target = lower_parts()
     original["conv.weight"][2] = target["conv.weight"][2]  # a channel that T did not change
     data = encode(original, target, bits)
-    # a scale a channel and `bits` an entry of the convolution, a scale and 16 bits an entry of each vector
-    assert len(data) == (5 * 4 + (135 * bits + 7) // 8) + 2 * (4 + 5 * 2)
+    # a scale a channel and `bits` an entry of the convolution, a scale and 16 bits an entry of each vector, and of each
+    # row of the last layer
+    assert len(data) == (5 * 4 + (135 * bits + 7) // 8) + 2 * (4 + 5 * 2) + 2 * (4 + 3 * 2)
     found = shifted(target, decode(data, target, bits), 1)
     assert torch.equal(found["conv.weight"][2], target["conv.weight"][2])
     for name, tensor in original.items():
@@ -50,7 +51,7 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
             continue
         error, spread = (between(original, other)[name].flatten(1 if tensor.dim() > 1 else 0)
                          for other in (found, target))
-        step = spread.abs().amax(-1) / (2 ** ((bits if tensor.dim() > 1 else 16) - 1) - 1)
+        step = spread.abs().amax(-1) / (2 ** ((bits if name == "conv.weight" else 16) - 1) - 1)
         # A scale below the one at which all entries fit is taken only for a smaller squared error.
         assert (error.square().mean(-1) <= step.square() / 4 + 1e-12).all()
 
