@@ -184,7 +184,7 @@ def save_deposit(args, lirf, original, partition, settings):
                              counts=original.counts, original=original.identity,
                              away={**original.away, name: partition.deposit_classes})
     save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits, id=name,
-                    original=original.identity, variances="logarithms")
+                    original=original.identity, means="in deviations")
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
     save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target,
                     settings=settings, cost={"lower": before, "deposit": after})

@@ -75,8 +75,8 @@ def read_difference(path, target_path, content, away, lower):
     if difference["original"] != content["original"] or difference["id"] not in away:
         raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
                         f"this network")
-    if difference.get("variances") != "logarithms":
-        raise UserError(f"{path} was written when variances were not yet kept as logarithms: deposit again")
+    if difference.get("means") != "in deviations":
+        raise UserError(f"{path} was written when batch norm's means were not yet kept in deviations: deposit again")
     tensors = difference["tensors"]
     return (difference["id"], decode(tensors["difference"], lower.state_dict(), difference["bits"]),
             tensors.get("rows"))

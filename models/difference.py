@@ -3,8 +3,10 @@
 The target network that is handed out is lower_0 - Δ with Δ as rounded. So the rounding falls on T, where it matters
 little, and lower_T + Δ is T0's lower part again, up to the rounding of float32, whatever the number of bits.
 
-Variances of batch norm are added and taken away as logarithms. So Δ makes none negative, whatever it is added to: a T
-that was trained further, or one from which other deposits are away.
+Of batch norm's statistics Δ holds the logarithms of the variances, and the means in units of the deviation. So it can
+be added to a T that was trained further, or one from which other deposits are away. It makes no variance negative.
+Where such a T has moved a mean by a small part of its deviation, T~ has moved T0's by as small a part, though T0's
+deviation may be far smaller.
 
 Δ is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
 float32 and its rounded entries, packed. The architecture tells names and shapes, so the file holds nothing else.
@@ -17,7 +19,7 @@ import torch
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 FINE_BITS = 16  # batch norm and a last layer: few entries, and each shifts a whole channel or class
-EPSILON = 1e-5  # what batch norm adds to a variance, here before the logarithm
+EPSILON = 1e-5  # what batch norm adds to a variance, here too
 
 
 def pack(values, bits):
@@ -64,10 +66,6 @@ def _rounded(rows, scale, largest):
     return (rows / scale.clamp_min(torch.finfo(rows.dtype).tiny)).round().clamp(-largest, largest)
 
 
-def _is_variance(name):
-    return name.endswith("running_var")
-
-
 def _tensors(lower):
     """[(name, tensor)] of what the difference covers: all but batch norm's counters."""
     return [(name, tensor) for name, tensor in sorted(lower.items()) if tensor.is_floating_point()]
@@ -75,13 +73,21 @@ def _tensors(lower):
 
 def between(original, target):
     """{name: Δ}, not rounded, float32 on the CPU. original, target: state_dicts of lower_0 and lower_T."""
-    found = {}
-    for name, tensor in _tensors(target):
-        values = [t.to("cpu", torch.float32) for t in (original[name], tensor)]
-        if _is_variance(name):
-            values = [(value + EPSILON).log() for value in values]
-        found[name] = values[0] - values[1]
-    return found
+    return {name: _coordinate(original, name) - _coordinate(target, name) for name, _ in _tensors(target)}
+
+
+def _coordinate(state, name):
+    """A tensor of a state_dict as Δ holds it."""
+    tensor = state[name].to("cpu", torch.float32)
+    if name.endswith("running_var"):
+        return (tensor + EPSILON).log()
+    if name.endswith("running_mean"):
+        return tensor / (state[_variance_of(name)].to(tensor) + EPSILON).sqrt()
+    return tensor
+
+
+def _variance_of(mean):
+    return mean.replace("running_mean", "running_var")
 
 
 def encode(original, target, bits):
@@ -110,11 +116,16 @@ def decode(data, target, bits):
 
 def shifted(state, difference, sign):
     """A lower part's state_dict with Δ added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
-    return {name: _moved(name, tensor, sign * difference[name].to(tensor)) if name in difference else tensor
-            for name, tensor in state.items()}
+    changes = {name: sign * difference[name].to(tensor) for name, tensor in state.items() if name in difference}
+    return {**state, **{name: _moved(name, state, changes) for name in changes}}
 
 
-def _moved(name, tensor, difference):
-    if _is_variance(name):  # (tensor + EPSILON) exp(Δ) - EPSILON, which is the tensor itself where Δ is 0
-        return tensor * difference.exp() + EPSILON * difference.expm1()
-    return tensor + difference
+def _moved(name, state, changes):
+    tensor, change = state[name], changes[name]  # where the changes are 0, this returns the tensor itself
+    if name.endswith("running_var"):  # (tensor + EPSILON) exp(change) - EPSILON
+        return tensor * change.exp() + EPSILON * change.expm1()
+    if name.endswith("running_mean"):
+        variance = _variance_of(name)
+        deviation = (_moved(variance, state, changes) + EPSILON).sqrt()
+        return tensor * (changes[variance] / 2).exp() + deviation * change
+    return tensor + change

@@ -28,7 +28,8 @@ def test_packing_is_exact_and_leaves_no_gap(bits, count):
 def lower_parts(seed=0):
     """State_dicts of a T0 and a T: a convolution of odd size, batch norm, a counter, a last layer."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_var": (5,), "fc.weight": (2, 3)}
+    shapes = {"conv.weight": (5, 3, 3, 3), "bn.weight": (5,), "bn.running_mean": (5,), "bn.running_var": (5,),
+              "fc.weight": (2, 3)}
     states = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(2)]
     for state in states:
         state["bn.running_var"] = state["bn.running_var"].square() + 0.1
@@ -42,7 +43,7 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
     data = encode(original, target, bits)
     # a scale a channel and `bits` an entry of the convolution, a scale and 16 bits an entry of each vector, and of each
     # row of the last layer
-    assert len(data) == (5 * 4 + (135 * bits + 7) // 8) + 2 * (4 + 5 * 2) + 2 * (4 + 3 * 2)
+    assert len(data) == (5 * 4 + (135 * bits + 7) // 8) + 3 * (4 + 5 * 2) + 2 * (4 + 3 * 2)
     found = shifted(target, decode(data, target, bits), 1)
     assert torch.equal(found["conv.weight"][2], target["conv.weight"][2])
     for name, tensor in original.items():
@@ -68,6 +69,15 @@ def test_no_variance_becomes_negative_whatever_the_difference_is_added_to():
     assert further["bn.running_var"][3] + (original["bn.running_var"] - target["bn.running_var"])[3] < 0  # as additions
 
 
+def test_a_mean_that_t_moves_further_moves_t0s_by_the_same_share_of_its_deviation():
+    original, target = ({"bn.running_mean": torch.tensor([mean]), "bn.running_var": torch.tensor([variance])}
+                        for mean, variance in ((0.1, 0.0025), (2.0, 4.0)))
+    difference = between(original, target)
+    torch.testing.assert_close(shifted(original, difference, -1), target, rtol=1e-5, atol=1e-9)
+    found = shifted({**target, "bn.running_mean": torch.tensor([2.2])}, difference, 1)
+    assert found["bn.running_mean"].item() == pytest.approx(0.1 + 0.1 * 0.05, rel=1e-3)  # a tenth of a deviation, 0.05
+
+
 def test_the_scale_is_that_of_the_least_error_and_zero_needs_none():
     rows = torch.cat([torch.linspace(-1, 1, 99), torch.tensor([8.0])])[None]
     numbers, scale = quantise(rows, largest=7)
@@ -84,7 +94,7 @@ def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, 
     out = succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", data, "--merge", "difference", *MEASURE)
     assert "Withdrawal, difference" in out
     content = load_checkpoint(str(tmp_path / "difference.pt"), "difference")
-    assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original", "variances"}
+    assert content.keys() == {"format", "kind", "tensors", "checksum", "bits", "id", "original", "means"}
     assert content["tensors"].keys() == {"difference"} and content["tensors"]["difference"].dtype == torch.uint8
     lower = load_checkpoint(str(tmp_path / "deposit.pt"), "deposit")["cost"]["lower"]["bytes"]
     file, packed = (tmp_path / "difference.pt").stat().st_size, len(content["tensors"]["difference"])

@@ -183,7 +183,7 @@ CONTRADICTIONS = {
         (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
         (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1")],
     "difference": [
-        (lambda c: c.pop("variances"), "deposit again"), (lambda c: c.update(id="0"), "not away from"),
+        (lambda c: c.pop("means"), "deposit again"), (lambda c: c.update(id="0"), "not away from"),
         (lambda c: c.update(original="0"), "another original or cut")],
 }
 
