@@ -186,7 +186,7 @@ def save_deposit(args, lirf, original, partition, settings):
     save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits, id=name,
                     original=original.identity, means="in deviations")
     before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
-    save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target,
+    save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target, id=name,
                     settings=settings, cost={"lower": before, "deposit": after})
     record_network(args.save_path, whole, "original", original.counts)
     for name in ("deposit", "difference"):

@@ -1,6 +1,7 @@
 """The bank of deposits: every state of it, measured from the files of the deposits alone.
 
-A state is the set of deposits that are away, and its network T0 less their differences. For each state it measures the
+A state is the set of deposits that are away, and its network T0 less their differences and the rows of the last layer
+that they took. For each state it measures the
 accuracy on each deposit's classes and on the rest; argmax is over all classes. Beside it, what the paper's deposit
 modules T_r give back: the state's logits with each absent class's column from the T_r of its deposit."""
 
@@ -165,7 +166,7 @@ def main(args):
         if cut_after not in (None, content["split_at"]):
             raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
         cut_after = content["split_at"]
-        lower, upper = split_network(network, cut_after)
+        lower, _ = split_network(network, cut_after)
         name, difference, rows = read_difference(os.path.join(folder, "difference.pt"), target_path, content,
                                                  content["away"], lower)
         own = content["away"][name]
@@ -174,7 +175,7 @@ def main(args):
         classes.append(own)
         cleared.append([] if rows is None else own)
         differences.append(difference)
-        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition, upper)
+        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
         modules.append(runtime.place(module))
     names = ["+".join(printable(partition.class_names[c]) for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)

@@ -153,10 +153,7 @@ def points_of(folder, original, given, args, runtime):
     if len(content["away"]) > 1:
         raise UserError(f"{folder} is one of several deposits of a network: name a deposit that stands alone")
     lower, upper = cut(content, partition, target_path)
-    if content["settings"].get("last_layer", "shared") != "shared":
-        raise UserError(f"{folder}: T's last layer is not T0's, which all forms here need: name a deposit of "
-                        f"--last_layer shared")
-    deposit = read_deposit(deposit_path, target_path, content, partition, upper)
+    deposit = read_deposit(deposit_path, target_path, content, partition)
     lower_0, _ = split_network(original, content["split_at"])
     target, whole = lower.state_dict(), lower_0.state_dict()
     sizes, lowers, targets = {}, {}, {}
@@ -254,6 +251,11 @@ def main(args):
     runtime = Runtime.of(args)
     content, partition = read(args.original, "original")
     original = network_of(content, partition, args.original)
+    for folder in args.runs:
+        deposited, _ = read(os.path.join(folder, "target.pt"), "target")
+        if deposited["settings"].get("last_layer", "shared") != "shared":
+            raise UserError(f"{folder}: T's last layer is not T0's, which all forms here need: name a deposit of "
+                            f"--last_layer shared")
     points, pruned = [], pruned_points(args.pruned)
     for folder in args.runs:
         points.append(points_of(folder, copy.deepcopy(original), content, args, runtime))

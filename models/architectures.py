@@ -148,10 +148,3 @@ def without_rows(state, classes):
     rows = torch.cat([weight[classes], bias[classes, None]], 1)
     weight[classes], bias[classes] = 0.0, MASKED
     return {**state, **dict(zip(LAST_LAYER, (weight, bias)))}, rows
-
-
-def with_rows(state, classes, rows):
-    """The state_dict whose last layer has the rows of `without_rows` again."""
-    weight, bias = (state[name].clone() for name in LAST_LAYER)
-    weight[classes], bias[classes] = rows[:, :-1].to(weight), rows[:, -1].to(bias)
-    return {**state, **dict(zip(LAST_LAYER, (weight, bias)))}

@@ -1,7 +1,8 @@
-"""The bank: deposits that are away from a target network, each a difference that can be given back in any order.
+"""The bank: deposits that are away from a target network, each a difference, perhaps with rows of the last layer, that
+can be given back in any order.
 
 Every deposit starts from T0. Whoever has not kept T0 rebuilds it from the target network and the bank: T0 is that
-network with all differences added.
+network with all of these given back.
 """
 
 import copy
@@ -11,8 +12,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from models.architectures import split_network, with_rows
-from models.checkpoints import network_of, read
+from models.architectures import split_network
+from models.checkpoints import network_of, put_rows, read
 from models.difference import decode, shifted
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -76,10 +77,14 @@ def read_difference(path, target_path, content, away, lower):
         raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
                         f"this network")
     if difference.get("means") != "in deviations":
-        raise UserError(f"{path} was written when batch norm's means were not yet kept in deviations: deposit again")
+        raise UserError(f"{path} was written when batch norm's means were not yet kept in deviations: deposit again in "
+                        f"another --save_path, or withdraw by T_r with this file moved away")
     tensors = difference["tensors"]
-    return (difference["id"], decode(tensors["difference"], lower.state_dict(), difference["bits"]),
-            tensors.get("rows"))
+    try:
+        decoded = decode(tensors["difference"], lower.state_dict(), difference["bits"])
+    except ValueError as error:
+        raise UserError(f"{path} does not fit its own description: {error}") from None
+    return difference["id"], decoded, tensors.get("rows")
 
 
 def give_back(path, target_path, content, away, lower, upper):
@@ -88,5 +93,4 @@ def give_back(path, target_path, content, away, lower, upper):
     name, difference, rows = read_difference(path, target_path, content, away, lower)
     lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
     classes = away.pop(name)
-    if rows is not None:
-        upper.load_state_dict(with_rows(upper.state_dict(), classes, rows))
+    put_rows(upper, classes, rows, path)

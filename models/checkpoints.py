@@ -1,7 +1,9 @@
 """Networks from and to checkpoint files."""
 
+import torch
+
 from datasets.partition import Partition
-from models.architectures import ARCHITECTURES, build_network, split_network, with_rows
+from models.architectures import ARCHITECTURES, build_network, split_network
 from models.pruning import narrow_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -39,9 +41,9 @@ def cut(content, partition, path):
     return split_network(network_of(content, partition, path), content["split_at"])
 
 
-def read_deposit(path, target_path, content, partition, upper):
-    """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition). `upper` gets the
-    rows of the last layer that the file holds, in place."""
+def read_deposit(path, target_path, content, partition, upper=None):
+    """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition). An `upper` part
+    gets the rows of the last layer that the file holds, in place."""
     deposit = load_checkpoint(path, "deposit")
     if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
@@ -50,10 +52,22 @@ def read_deposit(path, target_path, content, partition, upper):
     tensors = dict(deposit["tensors"])
     rows = tensors.pop("rows", None)
     load_into(narrow_like(lower, tensors), tensors, path)
-    if rows is not None:  # of the deposit that wrote the target, the last that is away from it
-        classes = list(content["away"].values())[-1]
-        upper.load_state_dict(with_rows(upper.state_dict(), classes, rows))
+    if upper is not None and rows is not None:
+        put_rows(upper, content["away"][deposit["id"]], rows, path)
     return lower.eval()
+
+
+def put_rows(upper, classes, rows, path):
+    """Give the last layer of an upper part, in place, the rows (k, d + 1) for k classes that models.architectures.
+    without_rows took from it; None: there are none. Raises UserError when the file `path` has others."""
+    if rows is None:
+        return
+    fc = upper[-1].fc
+    if rows.shape != (len(classes), fc.in_features + 1):
+        raise UserError(f"{path} does not fit its own description: {tuple(rows.shape)} rows for {len(classes)} classes "
+                        f"of {fc.in_features} features")
+    with torch.no_grad():
+        fc.weight[classes], fc.bias[classes] = rows[:, :-1].to(fc.weight), rows[:, -1].to(fc.bias)
 
 
 def _parts(content, partition):

@@ -1,4 +1,5 @@
-"""What T has lost, as a difference of weights: Δ = lower_0 - lower_T, rounded to a few bits. Ours.
+"""What T has lost, as a difference of weights: Δ = lower_0 - lower_T, rounded to a few bits. Ours. It can be taken of
+any part of a network: difference.pt has that of the lower part, analysis.residual measures that of the whole.
 
 The target network that is handed out is lower_0 - Δ with Δ as rounded. So the rounding falls on T, where it matters
 little, and lower_T + Δ is T0's lower part again, up to the rounding of float32, whatever the number of bits.
@@ -8,7 +9,7 @@ be added to a T that was trained further, or one from which other deposits are a
 Where such a T has moved a mean by a small part of its deviation, T~ has moved T0's by as small a part, though T0's
 deviation may be far smaller.
 
-Δ is one string of bytes: for each floating-point tensor of the lower part, in the order of their names, its scales in
+Δ is one string of bytes: for each floating-point tensor of the part, in the order of their names, its scales in
 float32 and its rounded entries, packed. The architecture tells names and shapes, so the file holds nothing else.
 """
 
@@ -35,7 +36,7 @@ def unpack(data, bits, count):
 
 
 def _rows(tensor):
-    """A row for each scale: an output channel of a convolution, the whole of a vector."""
+    """A row for each scale: an output channel of a convolution, a class of a last layer, the whole of a vector."""
     return tensor.reshape(len(tensor), -1) if tensor.dim() > 1 else tensor.reshape(1, -1)
 
 
@@ -102,20 +103,26 @@ def encode(original, target, bits):
 
 
 def decode(data, target, bits):
-    """{name: Δ} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict."""
+    """{name: Δ} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict. Raises ValueError where
+    these shapes take more or fewer bytes."""
     found, place = {}, 0
     for name, tensor in _tensors(target):
         rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
         middle = place + 4 * len(rows)
         end = middle + math.ceil(rows.numel() * width / 8)
+        if end > len(data):
+            break
         scale = data[place:middle].clone().view(torch.float32)[:, None]
         numbers = unpack(data[middle:end], width, rows.numel()) - largest
         found[name], place = (numbers.view(rows.shape) * scale).view(tensor.shape), end
+    if place != len(data) or len(found) != len(_tensors(target)):
+        raise ValueError(f"{len(data)} bytes are no difference of these shapes at {bits} bits")
     return found
 
 
 def shifted(state, difference, sign):
-    """A lower part's state_dict with Δ added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0)."""
+    """A state_dict with Δ added (sign 1: lower_0 of lower_T) or taken away (-1: lower_T of lower_0). What Δ does not
+    have, it has as it was."""
     changes = {name: sign * difference[name].to(tensor) for name, tensor in state.items() if name in difference}
     return {**state, **{name: _moved(name, state, changes) for name in changes}}
 
@@ -123,9 +130,8 @@ def shifted(state, difference, sign):
 def _moved(name, state, changes):
     tensor, change = state[name], changes[name]  # where the changes are 0, this returns the tensor itself
     if name.endswith("running_var"):  # (tensor + EPSILON) exp(change) - EPSILON
-        return tensor * change.exp() + EPSILON * change.expm1()
-    if name.endswith("running_mean"):
+        return (tensor * change.exp() + EPSILON * change.expm1()).clamp_min(0)
+    if name.endswith("running_mean"):  # deviations more, then in units of the new deviation
         variance = _variance_of(name)
-        deviation = (_moved(variance, state, changes) + EPSILON).sqrt()
-        return tensor * (changes[variance] / 2).exp() + deviation * change
+        return (tensor + (state[variance] + EPSILON).sqrt() * change) * (changes[variance] / 2).exp()
     return tensor + change

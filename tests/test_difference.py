@@ -9,8 +9,10 @@ import torch
 from conftest import MEASURE, deposit_flags, fail, succeed
 
 from datasets import evaluation_batches, load_images
+from models.bank import open_original
 from models.checkpoints import load_network
 from models.difference import BITS, between, decode, encode, pack, quantise, shifted, unpack
+from models.losses import MASKED
 from utils.checkpoint import load_checkpoint
 from utils.metrics import count_correct
 
@@ -58,13 +60,13 @@ def test_the_difference_is_right_up_to_its_rounding_and_as_long_as_claimed(bits)
 
 
 def test_no_variance_becomes_negative_whatever_the_difference_is_added_to():
-    original = {"bn.running_var": torch.tensor([40, 0.0071, 3, 0.5, 0])}
-    target = {"bn.running_var": torch.tensor([1, 1e-7, 2.9, 40, 0])}
+    original = {"bn.running_var": torch.tensor([40, 0.0071, 3, 0.5, 0, 0])}
+    target = {"bn.running_var": torch.tensor([1, 1e-7, 2.9, 40, 0, 300])}
     difference = decode(encode(original, target, 4), target, 4)
     handed_out = shifted(original, difference, -1)  # T: the rounding is its own
     torch.testing.assert_close(handed_out, target, rtol=1e-3, atol=1e-8)
     torch.testing.assert_close(shifted(handed_out, difference, 1), original, rtol=1e-5, atol=1e-9)
-    further = {"bn.running_var": torch.tensor([0.5, 0.004, 1, 0.3, 0])}  # of a T that was trained on
+    further = {"bn.running_var": torch.tensor([0.5, 0.004, 1, 0.3, 0, 0])}  # of a T that was trained on
     assert (shifted(further, difference, 1)["bn.running_var"] >= 0).all()
     assert further["bn.running_var"][3] + (original["bn.running_var"] - target["bn.running_var"])[3] < 0  # as additions
 
@@ -150,6 +152,7 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
     assert measured["deposits"] == {name: pytest.approx(100 * counts["correct"][c] / counts["total"][c])
                                     for name, c in (("bee", 1), ("cow", 2))}
     without_cow, _ = withdrawn(tmp_path / "one", cow / "target.pt", bee)
+    assert without_cow.head.fc.bias[2] == MASKED and not without_cow.head.fc.weight[2].any()
     without_bee, partition = withdrawn(tmp_path / "other", cow / "target.pt", cow)
     assert partition.deposit_classes == [1]
     again, _ = withdrawn(tmp_path / "again", tmp_path / "one" / "recover.pt", cow)
@@ -166,6 +169,12 @@ def test_a_bank_whose_deposits_were_added_one_to_another_is_measured(chain, tmp_
     target, partition = load_network(str(bank[1] / "target.pt"))
     test = load_images(partition, str(chain[1]), "test", range(4))
     assert last["away"] == [0, 1] and last["counts"] == count_correct(target, evaluation_batches(test, "cpu"), 4)
+    # whoever deposits on top has T0 again, with its rows, and the target from which they are away
+    original, _ = load_network(str(chain[0] / "original.pt"))
+    rebuilt, _ = open_original(str(bank[1] / "target.pt"), 2)
+    for name, tensor in original.state_dict().items():
+        torch.testing.assert_close(rebuilt.network.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+    assert rebuilt.target["head.fc.bias"].equal(target.head.fc.bias) and len(rebuilt.away) == 2
 
 
 def test_after_ten_deposits_and_withdrawals_t0_answers_as_before(chain, tmp_path):

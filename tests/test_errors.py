@@ -181,9 +181,12 @@ CONTRADICTIONS = {
     "deposit": [
         (lambda c: c.update(target="0" * 64), "does not belong to"),
         (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
-        (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1")],
+        (lambda c: c["tensors"].pop("layer1.0.conv1.weight"), "layer1.0.conv1"),
+        (lambda c: c["tensors"].update(rows=torch.zeros(1, 3)), "(1, 3) rows for 1 classes")],
     "difference": [
         (lambda c: c.pop("means"), "deposit again"), (lambda c: c.update(id="0"), "not away from"),
+        (lambda c: c["tensors"].update(rows=torch.zeros(2, 65)), "(2, 65) rows for 1 classes"),
+        (lambda c: c["tensors"].update(difference=c["tensors"]["difference"][:-9]), "does not fit its own description"),
         (lambda c: c.update(original="0"), "another original or cut")],
 }
 
