@@ -103,8 +103,8 @@ def encode(original, target, bits):
 
 
 def decode(data, target, bits):
-    """{name: Δ} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict. Raises ValueError where
-    these shapes take more or fewer bytes."""
+    """{name: Δ} of the bytes that `encode` wrote, in the shapes of target, lower_T's state_dict. Raises ValueError
+    where these shapes take more or fewer bytes."""
     found, place = {}, 0
     for name, tensor in _tensors(target):
         rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
