@@ -86,7 +86,7 @@ def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain)
     assert shared == {name for name in upper.state_dict() if not name.endswith("num_batches_tracked")}
     common = {"format", "kind", "tensors", "checksum", "settings"}
     assert set(target) == common | {"arch", "classes", "partition", "split_at", "counts", "original", "away"}
-    assert set(deposit) == common | {"target", "cost"}
+    assert set(deposit) == common | {"target", "cost", "id"}
     assert not any(name.startswith(("layer3", "head")) for name in deposit["tensors"])
     assert deposit["cost"]["deposit"]["parameters"] < 0.6 * deposit["cost"]["lower"]["parameters"]
 
