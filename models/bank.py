@@ -91,6 +91,6 @@ def give_back(path, target_path, content, away, lower, upper):
     """Add the difference in a file to `lower` and give `upper` the rows of the last layer that the file holds, both in
     place, and take its deposit off `away`; see read_difference."""
     name, difference, rows = read_difference(path, target_path, content, away, lower)
+    put_rows(upper, away[name], rows, path)  # first, as it may refuse the file
     lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
-    classes = away.pop(name)
-    put_rows(upper, classes, rows, path)
+    del away[name]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import MEASURE, deposit_flags, fail, succeed
+from conftest import MEASURE, deposit_flags, fail, rewrite, succeed
 
 from datasets import evaluation_batches, load_images
 from models.bank import open_original
@@ -207,6 +207,10 @@ def test_a_bank_refuses_what_does_not_fit_it(chain, tmp_path, bank):
     shutil.copytree(cow, tmp_path / "alone")  # with no folder of bee's beside it
     from_alone = ["--original", tmp_path / "alone" / "target.pt"]
     assert "difference.pt of bee" in fail("train_deposit.py", *from_cow, *from_alone)
+    shutil.copytree(cow.parent, tmp_path / "odd")  # a file that is refused is not half given back
+    rewrite(tmp_path / "odd" / "cow" / "difference.pt", lambda c: c["tensors"].update(rows=torch.zeros(2, 65)))
+    from_odd = ["--original", tmp_path / "odd" / "cow" / "target.pt"]
+    assert "(2, 65) rows for 1 classes" in fail("train_deposit.py", *from_cow, *from_odd)
     two_branches = ["--original", chain[0] / "recover.pt"]
     assert "two branches" in fail("train_deposit.py", *from_cow, *two_branches)
     assert not (tmp_path / "new").exists()
