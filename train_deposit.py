@@ -2,6 +2,7 @@
 classes, and put aside what it forgets: as the paper's deposit module T_r, and as the difference of the weights. No
 image of the preservation set is trained on."""
 
+import copy
 import dataclasses
 import os
 
@@ -9,12 +10,11 @@ import torch
 
 from datasets import batches, evaluation_batches, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
-from models.architectures import without_rows
+from models.architectures import take_rows
 from models.bank import open_original
 from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS
-from models.losses import MASKED
 from models.pruning import cost
 from models.synthesis import moved_to_preserved, synthetic
 from utils import distributed
@@ -137,10 +137,11 @@ def accuracies_of_target(lirf, images, original, partition, runtime):
     `images` is None."""
     if images is None:
         return {}
-    lirf.eval()
-    cleared = lirf.deposited if lirf.args.last_layer == "cleared" else lirf.deposited[:0]
-    counts = evaluate(lambda x, y: {"target": lirf.upper(lirf.target(x)).index_fill(1, cleared, MASKED)},
-                      evaluation_batches(images, runtime.device), partition.num_classes)
+    upper = copy.deepcopy(lirf.eval().upper)
+    if lirf.args.last_layer == "cleared":
+        take_rows(upper[-1].fc, partition.deposit_classes)
+    counts = evaluate(lambda x, y: {"target": upper(lirf.target(x))}, evaluation_batches(images, runtime.device),
+                      partition.num_classes)
     split = partition.logged_split
     figures = table1(counts["target"], partition, original.counts[split])
     return {f"{'target' if split == 'test' else f'{split}_target'}_{name}": value for name, value in figures.items()}
@@ -174,12 +175,12 @@ def save_deposit(args, lirf, original, partition, settings):
     data = encode(lower_0, lirf.target.state_dict(), args.difference_bits)
     difference = decode(data, lower_0, args.difference_bits)
     # The rounding falls on T, so that adding the difference back is exact.
-    state, rows = shifted(original.target or original.network.state_dict(), difference, -1), {}
-    if args.last_layer == "cleared":
-        state, rows["rows"] = without_rows(state, partition.deposit_classes)
+    t = copy.deepcopy(original.network)
+    t.load_state_dict(shifted(original.target or t.state_dict(), difference, -1))
+    rows = {"rows": take_rows(t[-1].fc, partition.deposit_classes)} if args.last_layer == "cleared" else {}
     name = checksum({"tensors": {"difference": data, **rows}})[:16]
     whole = original.with_gone(partition)
-    target = save_checkpoint(out("target"), "target", state, split_at=args.split_at,
+    target = save_checkpoint(out("target"), "target", t.state_dict(), split_at=args.split_at,
                              **describe(original.arch, whole.classes("all"), whole), settings=settings,
                              counts=original.counts, original=original.identity,
                              away={**original.away, name: partition.deposit_classes})

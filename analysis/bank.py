@@ -1,9 +1,9 @@
 """The bank of deposits: every state of it, measured from the files of the deposits alone.
 
 A state is the set of deposits that are away, and its network T0 less their differences and the rows of the last layer
-that they took. For each state it measures the
-accuracy on each deposit's classes and on the rest; argmax is over all classes. Beside it, what the paper's deposit
-modules T_r give back: the state's logits with each absent class's column from the T_r of its deposit."""
+that they took. For each state it measures the accuracy on each deposit's classes and on the rest; argmax is over all
+classes. Beside it, what the paper's deposit modules T_r give back: the state's logits with each absent class's column
+from the T_r of its deposit."""
 
 import itertools
 import os

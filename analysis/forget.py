@@ -13,7 +13,7 @@ from analysis.tsne import features_of
 from datasets import batches, evaluation_batches, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models import losses
-from models.architectures import build_network
+from models.architectures import build_network, take_rows
 from models.checkpoints import describe, network_of, read
 from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
@@ -69,7 +69,7 @@ class Networks:
 def logit_mask(head, deposited):
     """Logits of D := -1000, a probability of 0 (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed
     but D's own rows."""
-    head.weight[deposited], head.bias[deposited] = 0.0, losses.MASKED
+    take_rows(head, deposited)
 
 
 def pour_p(head, deposited):

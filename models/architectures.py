@@ -14,7 +14,6 @@ from utils.errors import UserError
 # Up to this image size a torchvision ResNet has a 3x3 stem without pooling, as is usual on CIFAR;
 # the ImageNet stem would leave 2x2 positions of a 32x32 image to the last block.
 SMALL_IMAGE = 64
-LAST_LAYER = ("head.fc.weight", "head.fc.bias")
 
 
 def _stages(stem, layers, head):
@@ -141,10 +140,20 @@ def before_last_layer(upper):
     return nn.Sequential(*upper[:-1], *upper[-1][:-1])
 
 
-def without_rows(state, classes):
-    """(a state_dict of a network or upper part whose last layer gives `classes` a probability of 0, the rows (k, d + 1)
-    that it had for these k classes: d weights and a bias each)."""
-    weight, bias = (state[name].clone() for name in LAST_LAYER)
-    rows = torch.cat([weight[classes], bias[classes, None]], 1)
-    weight[classes], bias[classes] = 0.0, MASKED
-    return {**state, **dict(zip(LAST_LAYER, (weight, bias)))}, rows
+@torch.no_grad()
+def take_rows(fc, classes):
+    """The rows (k, d + 1) of k classes of a last layer, d weights and a bias each. In it, in place, these classes get a
+    probability of 0."""
+    rows = torch.cat([fc.weight[classes], fc.bias[classes, None]], 1)
+    fc.weight[classes], fc.bias[classes] = 0.0, MASKED
+    return rows
+
+
+@torch.no_grad()
+def put_rows(fc, classes, rows, path):
+    """Give a last layer, in place, the rows that `take_rows` took from it. Raises UserError when those of the file
+    `path` have another shape."""
+    if rows.shape != (len(classes), fc.in_features + 1):
+        raise UserError(f"{path} does not fit its own description: {tuple(rows.shape)} rows for {len(classes)} classes "
+                        f"of {fc.in_features} features")
+    fc.weight[classes], fc.bias[classes] = rows[:, :-1].to(fc.weight), rows[:, -1].to(fc.bias)

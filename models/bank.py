@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from models.architectures import split_network
-from models.checkpoints import network_of, put_rows, read
+from models.architectures import put_rows, split_network
+from models.checkpoints import network_of, read
 from models.difference import decode, shifted
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -91,6 +91,7 @@ def give_back(path, target_path, content, away, lower, upper):
     """Add the difference in a file to `lower` and give `upper` the rows of the last layer that the file holds, both in
     place, and take its deposit off `away`; see read_difference."""
     name, difference, rows = read_difference(path, target_path, content, away, lower)
-    put_rows(upper, away[name], rows, path)  # first, as it may refuse the file
+    if rows is not None:  # first, as the file may be refused here
+        put_rows(upper[-1].fc, away[name], rows, path)
     lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
     del away[name]

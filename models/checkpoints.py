@@ -1,9 +1,7 @@
 """Networks from and to checkpoint files."""
 
-import torch
-
 from datasets.partition import Partition
-from models.architectures import ARCHITECTURES, build_network, split_network
+from models.architectures import ARCHITECTURES, build_network, put_rows, split_network
 from models.pruning import narrow_like
 from models.recover import MERGE_RULES, RecoverNetwork
 from utils.checkpoint import load_checkpoint, load_into
@@ -53,21 +51,8 @@ def read_deposit(path, target_path, content, partition, upper=None):
     rows = tensors.pop("rows", None)
     load_into(narrow_like(lower, tensors), tensors, path)
     if upper is not None and rows is not None:
-        put_rows(upper, content["away"][deposit["id"]], rows, path)
+        put_rows(upper[-1].fc, content["away"][deposit["id"]], rows, path)
     return lower.eval()
-
-
-def put_rows(upper, classes, rows, path):
-    """Give the last layer of an upper part, in place, the rows (k, d + 1) for k classes that models.architectures.
-    without_rows took from it; None: there are none. Raises UserError when the file `path` has others."""
-    if rows is None:
-        return
-    fc = upper[-1].fc
-    if rows.shape != (len(classes), fc.in_features + 1):
-        raise UserError(f"{path} does not fit its own description: {tuple(rows.shape)} rows for {len(classes)} classes "
-                        f"of {fc.in_features} features")
-    with torch.no_grad():
-        fc.weight[classes], fc.bias[classes] = rows[:, :-1].to(fc.weight), rows[:, -1].to(fc.bias)
 
 
 def _parts(content, partition):

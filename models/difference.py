@@ -108,14 +108,14 @@ def decode(data, target, bits):
     found, place = {}, 0
     for name, tensor in _tensors(target):
         rows, (width, largest) = _rows(tensor), _levels(tensor, bits)
-        middle = place + 4 * len(rows)
-        end = middle + math.ceil(rows.numel() * width / 8)
-        if end > len(data):
+        start, middle = place, place + 4 * len(rows)
+        place = middle + math.ceil(rows.numel() * width / 8)
+        if place > len(data):
             break
-        scale = data[place:middle].clone().view(torch.float32)[:, None]
-        numbers = unpack(data[middle:end], width, rows.numel()) - largest
-        found[name], place = (numbers.view(rows.shape) * scale).view(tensor.shape), end
-    if place != len(data) or len(found) != len(_tensors(target)):
+        scale = data[start:middle].clone().view(torch.float32)[:, None]
+        numbers = unpack(data[middle:place], width, rows.numel()) - largest
+        found[name] = (numbers.view(rows.shape) * scale).view(tensor.shape)
+    if place != len(data):
         raise ValueError(f"{len(data)} bytes are no difference of these shapes at {bits} bits")
     return found
 

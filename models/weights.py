@@ -5,7 +5,7 @@ import re
 import torch
 import torchvision
 
-from models.architectures import ARCHITECTURES, LAST_LAYER, SMALL_IMAGE, build_network
+from models.architectures import ARCHITECTURES, SMALL_IMAGE, build_network
 from utils.checkpoint import load_plain
 from utils.errors import UserError
 
@@ -16,6 +16,7 @@ PREFIXES = r"^((module|_orig_mod|model)\.)+"  # of DataParallel, torch.compile a
 # akamaster/pytorch_resnet_cifar10 (linear) -> names here.
 _RENAMED = ((r"^(conv1|bn1)\.", r"stem.\1."), (r"^(fc|linear)\.", "head.fc."),
             (r"\.shortcut\.([01])\.", r".downsample.\1."))
+_HEAD = ("head.fc.weight", "head.fc.bias")
 
 
 def read_weights(path):
@@ -68,12 +69,12 @@ def load_weights(network, arch, image_size, tensors, where, keep_head):
     misfit = _first_misfit(expected, given)
     if misfit is not None:
         raise UserError(f"{where} does not fit --arch {arch}: {misfit}{_hint(given, image_size)}")
-    if any(given[name].shape != expected[name].shape for name in LAST_LAYER):
+    if any(given[name].shape != expected[name].shape for name in _HEAD):
         classes, wanted = (len(state["head.fc.bias"]) for state in (given, expected))
         if keep_head:
             raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 "
                             f"or more")
-        given.update({name: expected[name] for name in LAST_LAYER})
+        given.update({name: expected[name] for name in _HEAD})
     if not all(tensor.isfinite().all() for tensor in given.values()):
         raise UserError(f"{where} holds weights that are not finite: name another file")
     network.load_state_dict(given)
@@ -84,7 +85,7 @@ def _first_misfit(expected, given):
     for name in expected:
         if name not in given:
             return f"it has no tensor '{name}'"
-        if name not in LAST_LAYER and given[name].shape != expected[name].shape:
+        if name not in _HEAD and given[name].shape != expected[name].shape:
             return f"tensor '{name}' is {tuple(given[name].shape)}, not {tuple(expected[name].shape)}"
     extra = [name for name in given if name not in expected]
     return f"tensor '{extra[0]}' is of no layer" if extra else None
