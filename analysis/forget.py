@@ -67,14 +67,14 @@ class Networks:
 
 
 def logit_mask(head, deposited):
-    """Logits of D := -1000, a probability of 0 (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed
-    but D's own rows."""
+    """Logits of D_r := -1000, a probability of 0 (the naive scheme of Baumhauer et al., 2002.02730). Nothing is removed
+    but D_r's own rows."""
     take_rows(head, deposited)
 
 
 def pour_p(head, deposited):
-    """POUR-P (2511.19339): features times I - QQ^T, Q an orthonormal basis of D's rows, folded into the last layer, and
-    D masked. After the abstract and second-hand notes: the authors' code could not be established."""
+    """POUR-P (2511.19339): features times I - QQ^T, Q an orthonormal basis of D_r's rows, folded into the last layer,
+    and D_r masked. After the abstract and second-hand notes: the authors' code could not be established."""
     q = torch.linalg.qr(head.weight[deposited].T).Q
     head.weight -= head.weight @ q @ q.T
     logit_mask(head, deposited)
@@ -107,7 +107,7 @@ def bad_teacher(net, x, y, generator):
 
 
 def delete(net, x, y, generator):
-    """DELETE (Zhou et al., CVPR 2025), whose code masks the image's own class alone: here all of D."""
+    """DELETE (Zhou et al., CVPR 2025), whose code masks the image's own class alone: here all of D_r."""
     return {"loss": losses.masked_target(net.target(x), net.original(x), net.deposited)}
 
 
@@ -140,7 +140,7 @@ class Method(NamedTuple):
 # This is the one place to add a method. Grids of --lr and --bn_stats for its trials are in scripts/9_methods.sh.
 METHODS = {
     "logit_mask": Method("deposit classes of probability 0", logit_mask),
-    "pour_p": Method("features projected off D's rows", pour_p),
+    "pour_p": Method("features projected off D_r's rows", pour_p),
     "neg_grad": Method("gradient ascent", loss=neg_grad, stop=10.0, defaults={"lr": 1e-4, "clip_norm": 1.0}),
     "random_labels": Method("random labels of preserved classes", loss=random_labels),
     "boundary_shrink": Method("the preserved class across the nearest boundary", loss=boundary_shrink, passes=3),
@@ -166,7 +166,7 @@ def get_args_parser():
                         help="batch norm of T: T0's statistics, or the batch's, and updated on D_r")
     parser.add_argument("--lambda_cosine", type=bounded(float, 0), default=1.0, help="weight of spotter's cosine")
     # Five epochs for all methods, as LIRF and the deep deposit take two; their authors take 1 to 20. The limit
-    # of the gradient is train_deposit.py's: without it T0's certainty of D makes first steps that destroy T.
+    # of the gradient is train_deposit.py's: without it T0's certainty of D_r makes first steps that destroy T.
     add_optimiser_args(parser, epochs=5, lr=1e-3, clip_norm=5.0, least_epochs=0)
     parser.set_defaults(weight_decay=0.0)
     add_running_args(parser)

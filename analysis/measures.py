@@ -62,7 +62,7 @@ def told_from_rest(x, y, x_test, y_test, deposited):
 
 
 def named_among(x, y, x_test, y_test, deposited):
-    """Accuracy (%) of a probe among the deposit classes alone, whose chance is 1 / |D|; 100 for a single class. It
+    """Accuracy (%) of a probe among the deposit classes alone, whose chance is 1 / |D_r|; 100 for a single class. It
     stays high where each class of D_r keeps a place of its own, whatever else lies there."""
     if len(deposited) == 1:
         return {"acc": 100.0}
@@ -71,8 +71,8 @@ def named_among(x, y, x_test, y_test, deposited):
 
 
 def prototype(x, y, x_test, y_test, deposited, weight, bias, k, draws=10):
-    """Accuracy when D's rows of the last layer, weight (C, d) and bias (C,), become the mean of k features of the class
-    (Ha et al., 2506.01318), mean over draws.
+    """Accuracy when D_r's rows of the last layer, weight (C, d) and bias (C,), become the mean of k features of the
+    class (Ha et al., 2506.01318), mean over draws.
 
     One rule for all networks: the row has the preserved rows' mean norm, bias 0. A row of norm 1 against larger ones
     loses by its scale alone; the authors mix it into the old row by a share that differs between methods.
@@ -90,7 +90,7 @@ def prototype(x, y, x_test, y_test, deposited, weight, bias, k, draws=10):
 def membership(z, y, z_test, y_test, deposited):
     """AUC and TPR (%) at 1 % FPR of telling D_r (members) from unseen images of the same classes, from logits (n, C).
 
-    Scores: cross-entropy at the true label and the largest log-probability in D; logistic regression over ten
+    Scores: cross-entropy at the true label and the largest log-probability in D_r; logistic regression over ten
     stratified splits; as many of each class on either side. R gives 0.5 by construction. An attack on the population,
     so a lower bound (Hayes et al., SaTML 2025). No augmentation on either side.
     """

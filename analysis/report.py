@@ -38,13 +38,14 @@ def entry(name, root):
              for path in sorted(glob.glob(os.path.join(root, "results", "logs", pattern), recursive=True))]
     if not paths:
         return None
-    folders = {os.path.relpath(os.path.dirname(path), root) for path in paths}
-    heads = [read_log(log)[0] for folder in sorted(folders)
-             for log in sorted(glob.glob(os.path.join(root, folder, table.logs)))]
-    missing = [os.path.relpath(path, root) for path in paths
-               if not glob.glob(os.path.join(os.path.dirname(path), table.logs))]
+    folders = sorted({os.path.dirname(path) for path in paths}) if table.logs else []
+    patterns = [*(os.path.join(folder, table.logs) for folder in folders),
+                *(os.path.join(root, "results", "logs", pattern) for pattern in table.further.split())]
+    logs = {pattern: glob.glob(pattern) for pattern in patterns}
+    missing = [os.path.relpath(pattern, root) for pattern, found in logs.items() if not found]
     if missing:
-        raise UserError(f"{missing[0]} has no log beside it: copy the run's records again (scripts/collect.sh)")
+        raise UserError(f"there is no log {missing[0]}: copy the run's records again (scripts/collect.sh)")
+    heads = [read_log(log)[0] for log in sorted({log for found in logs.values() for log in found})]
     return {"data": table.data, "command": table.command, "runs": len(paths),
             "logs": f"results/logs/{table.runs}", "hardware": sorted({head["hardware"] for head in heads}),
             "commits": sorted({head["commit"] or "unknown" for head in heads}), "rows": table.rows(paths)}

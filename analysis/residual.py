@@ -51,7 +51,7 @@ class Known:
 
     @functools.cached_property
     def opened(self):
-        """A copy for the attacks that train, in which no bias of D is below the least of the preserved classes': a
+        """A copy for the attacks that train, in which no bias of D_r is below the least of the preserved classes': a
         masked class would get no gradient, and an attacker sees the mask. One rule for all networks."""
         network, deposited = copy.deepcopy(self.network), self.partition.deposit_classes
         with torch.no_grad():
@@ -128,8 +128,8 @@ def relearned(known, images_of, steps):
 
 
 def k_shot(known, k):
-    """Relearning from k images of each class. From images of D alone Dep would rise because all is answered "deposit";
-    batch norm in train mode would relearn by its statistics alone."""
+    """Relearning from k images of each class. From images of D_r alone Dep would rise because all is answered
+    "deposit"; batch norm in train mode would relearn by its statistics alone."""
     return relearned(known, lambda draw: first_images(known.images["train"], k, draw), SHOT_STEPS)
 
 

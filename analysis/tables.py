@@ -21,7 +21,7 @@ from utils.tables import above, summary, table1_rows
 class Table(NamedTuple):
     """data: what was measured on; command: what makes it; runs: patterns of its metrics files below results/logs/;
     rows: those files -> {row: {column: summary}}; corner: heading of the first column; logs: pattern of the logs beside
-    a metrics file."""
+    a metrics file; further: patterns below results/logs/ of the logs of other networks in the table, as R."""
 
     data: str
     command: str
@@ -29,6 +29,7 @@ class Table(NamedTuple):
     rows: Callable
     corner: str = ""
     logs: str = "*_log.jsonl"
+    further: str = ""
 
 
 def ablation(split):
@@ -97,14 +98,16 @@ def methods(paths):
     return forgetting_rows(records_of(paths))
 
 
+# Those of which rho means something.
 SHOWN = {"probe": "probe", "probe_cut": "probe at the cut", "means": "class means", "told": "told (AUC)",
          "named": "named"}
 
 
 def residual(paths):
-    """What networks still tell of the deposit classes: the first figure of the measures SHOWN."""
+    """What networks still tell of the deposit classes: the first figure of the measures SHOWN, and of membership."""
     return {name: {title: summary([next(iter(measures[key].values())) for measures in runs])
-                   for key, title in SHOWN.items()} for name, runs in measures_of(records_of(paths)).items()}
+                   for key, title in {**SHOWN, "membership": "member (AUC)"}.items()}
+            for name, runs in measures_of(records_of(paths)).items()}
 
 
 def rhos(paths):
@@ -154,9 +157,7 @@ def speed(paths):
 
 def published(arch, script="1_table1_cifar10.sh 0 1 2", variables=""):
     """The command of a script whose original is a published network."""
-    weights = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}[arch]
-    return (f'{variables}WEIGHTS={weights} ARCH={arch} EPOCHS=0 PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 '
-            f'0.224 0.225" bash scripts/{script}')
+    return f"PUBLISHED={arch} {variables}bash scripts/{script}"
 
 
 CIFAR10 = "CIFAR-10, test set, three draws"
@@ -179,9 +180,10 @@ TABLES = {
     "table3": Table("CIFAR-10, test set, draw of seed 0",
                     published("resnet20", "3_table3_transferability.sh 0",
                               "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (in part)",
-                    "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER),
+                    "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER,
+                    further="retrained_30/seed0/*_log.jsonl"),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
-                  "tsne/*.json", tsne, "share (%)", "../table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
+                  "tsne/*.json", tsne, "share (%)", "", "table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
@@ -210,18 +212,21 @@ TABLES = {
                              'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" MEASURES="answers probe ..." ')
                    + " (RETRAIN_EPOCHS=30 for 1 and 2; trials of other commits); deep without trials: train_deposit.py "
                    "--preset deep",
-                   "methods/resnet20/*/seed*/target_residual_*.json", rows, "network")
+                   "methods/resnet20/*/seed*/target_residual_*.json", rows, "network",
+                   further="methods/resnet20/retrained_0/seed*/*_log.jsonl")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
     "attacks": Table("CIFAR-10, test set, draw of seed 1",
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
                      "methods/resnet20/[dl]*/seed1/target_residual_*.json attacks/*/seed1/*_residual_*.json", attacks,
-                     "network"),
+                     "network", further="methods/resnet20/retrained_0/seed1/*_log.jsonl"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (deep.md)",
-                   "trade/*/seed*/target_residual_*.json", trade, "setting"),
+                   "trade/*/seed*/target_residual_*.json", trade, "setting",
+                   further="methods/resnet20/retrained_0/seed0/*_log.jsonl"),
     "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (deep.md)",
                          "trade/lambda_ur5_lr0.05/seed*/target_residual_*.json "
                          "trade/lambda_ur20_lr0.03/seed*/target_residual_*.json "
-                         "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting"),
+                         "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting",
+                         further="methods/resnet20/retrained_0/seed*/*_log.jsonl"),
     **{name: Table(CIFAR10, "bash scripts/9_methods.sh, as above",
                    f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},

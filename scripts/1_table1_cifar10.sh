@@ -3,8 +3,9 @@
 # One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Stages that are done
 # are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
-#   WEIGHTS=file                 take the original from weights that others trained, with EPOCHS=0 as they are;
-#                                PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
+#   PUBLISHED=resnet20           take the original of the tables, resnet20 or resnet56, from DATA_DIR
+#   WEIGHTS=file                 start the original from weights that others trained, with EPOCHS=0 take them as they
+#                                are; PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
 #   VARIANTS="paper"             deposits of each draw: paper, authors, ours, deep (--preset), split2 (--split_at 2)
 #   DATA_DIR=data                CIFAR-10 (downloaded when absent) or an image folder train/<class>/, test/<class>/
 #   SAVE=checkpoints/table1_cifar10_$ARCH      gets original/ and <variant>/seed<k>/
@@ -13,10 +14,9 @@
 #                                settings or RETRAIN_EPOCHS and RETRAIN_FLAGS, as T0 of WEIGHTS has none
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} VARIANTS=${VARIANTS:-paper}
 SAVE=${SAVE:-checkpoints/table1_${DATASET}_$ARCH}
-source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 flags_of() { # variant

@@ -3,7 +3,7 @@
 # the preserved classes:
 #   bash scripts/3_table3_transferability.sh [seed ...]      (default: 0 1 2)
 # One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
-#   ARCH=resnet18 EPOCHS=30      network and length of the original's training; WEIGHTS as in script 1
+#   ARCH=resnet18 EPOCHS=30      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RETRAIN_EPOCHS RETRAIN_FLAGS      R's training, T0's unless that is of WEIGHTS; R is script 9's retrained_0/, which
 #                                can be copied to retrained/
 #   LAMBDA_AT="0 100"            weights of L_at, a target network T each
@@ -13,11 +13,10 @@
 #   SAVE=checkpoints/table3_$ARCH
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
 STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
-source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 require_retrain_epochs
 

@@ -4,16 +4,15 @@
 # killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
 #   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp lambda_pt
 #                                lambda_re random_label bn_stats. images: for classes of more than 1,500 images
-#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/ablation_$ARCH      gets original/, default/seed<k>/ and <axis>/<value>/seed<k>/
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60}
 AXES=${AXES:-losses split pruning bits temperature classes $([ "$DATASET" != cifar10 ] || echo images) epochs lambda_at}
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
-source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 values() { # axis: a line each for its values but the default's, with the flags that set it

@@ -2,16 +2,15 @@
 # Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it does:
 #   bash scripts/6_recovery_bytes.sh [seed ...]      (default: 0 1 2)
 # One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
-#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RATIOS="0.51 0 0.25 0.75 0.9"      pruning ratios of T_r; all else is measured of the first one's deposit
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/recovery_$ARCH      gets original/, <preset>_<ratio>/seed<k>/, recovery.json, .md and .png
 #   PARTITION_FLAGS ORIGINAL_FLAGS DEPOSIT_FLAGS      further flags of the stages, as --split_at 2
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0.51 0 0.25 0.75 0.9}
 SAVE=${SAVE:-checkpoints/recovery_$ARCH}
-source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 make_original "$SAVE/original"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A bank of deposits: several from one network, every state of it measured: bash scripts/8_bank.sh [seed ...]
 # (default: 0 1 2). One original; each seed draws the deposits anew. Runs that are done are skipped.
-#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   DEPOSITS=5 SIZE=1            deposits in a bank, and classes in each
 #   AWAY= STATES=                at most so many deposits away, and so many states drawn; unset: every state
 #   ROUNDS=0                     then deposit and withdraw so many times in a row, a class after another, each time from
@@ -13,11 +13,10 @@
 # The deposits are those of --preset bank. T_r is measured as well; one class a deposit leaves the paper's L_pt nothing
 # to teach.
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:-1}
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
-source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 draw_partition "$SAVE/original" 0

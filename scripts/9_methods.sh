@@ -6,7 +6,7 @@
 # tenth of the training images. The trial of the highest H Mean on those (deep: of the least probe at H Mean 91) is
 # frozen, $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Runs that are done are skipped, a
 # killed one resumes. The tables are of the draws that all methods in $SAVE have.
-#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; WEIGHTS as in script 1
+#   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RETRAIN_EPOCHS RETRAIN_FLAGS      training of R and of the trials' original, T0's unless that is of WEIGHTS
 #   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread
 #   METHODS="deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter"      those with trials
@@ -17,13 +17,12 @@
 # Networks made elsewhere enter the tables from $SAVE/<name>/seed<k>/: see analysis/README.md.
 # shellcheck disable=SC2086 # flags are words
 set -euo pipefail
-DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} TRIAL_SEED=${TRIAL_SEED:-10}
-ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1}
-METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
-SAVE=${SAVE:-checkpoints/methods_$ARCH}
 alone=${1:-}
 if [ "$alone" = trials ]; then shift; fi
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} TRIAL_SEED=${TRIAL_SEED:-10}
+METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
+SAVE=${SAVE:-checkpoints/methods_$ARCH}
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
 require_retrain_epochs
 case " $* " in

@@ -1,7 +1,7 @@
 # Sourced by the scripts that train; does what env.sh does. The stages as functions, which skip what is done and resume
 # what was killed. They read DATASET, DATA_DIR, VAL_FRACTION, ARCH, EPOCHS, and as words PARTITION_FLAGS, ORIGINAL_FLAGS
 # and DEPOSIT_FLAGS: flags beyond the defaults; WEIGHTS, of others, from which the original then starts; RETRAIN_EPOCHS
-# and RETRAIN_FLAGS.
+# and RETRAIN_FLAGS. PUBLISHED=resnet20 or resnet56 takes a network of PUBLISHED_AT as the original, as it is.
 # shellcheck disable=SC2086 # these are words
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -12,6 +12,25 @@ for seed in "$@"; do
         ;;
     esac
 done
+
+DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+if [ -n "${PUBLISHED:-}" ]; then
+    PUBLISHED_AT=https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models
+    case $PUBLISHED in
+        resnet20) file=resnet20-12fca82f.th ;;
+        resnet56) file=resnet56-4bfd9763.th ;;
+        *)
+            echo "PUBLISHED: '$PUBLISHED' is neither resnet20 nor resnet56" >&2
+            exit 1
+            ;;
+    esac
+    ARCH=$PUBLISHED EPOCHS=0 WEIGHTS=${WEIGHTS:-$DATA_DIR/$file}
+    PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 ${PARTITION_FLAGS:-}" # as its author normalised
+    if [ ! -e "$WEIGHTS" ]; then
+        echo "$WEIGHTS is not there: download $PUBLISHED_AT/$file into $DATA_DIR" >&2
+        exit 1
+    fi
+fi
 
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
     python "$ROOT/partition_data.py" --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \

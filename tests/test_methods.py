@@ -204,7 +204,7 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
 
 
 def test_rows_of_a_cleared_last_layer_stand_in_each_file_and_not_in_t(chain, tmp_path):
-    """T is without the rows of D, and T_r alone gives them back as the difference does."""
+    """T is without the rows of D_r, and T_r alone gives them back as the difference does."""
     original, partition = load_network(str(chain[0] / "original.pt"))
     deposited, fc = partition.deposit_classes, original.head.fc
     succeed("train_deposit.py", *deposit_flags(chain, tmp_path, "--last_layer", "cleared"))

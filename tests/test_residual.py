@@ -25,7 +25,7 @@ QUICK = ["answers", "probe", "probe_cut", "means", "means_cut", "told", "named",
 
 def made_up(seed, knows, n=60):
     """(x, y, x_test, y_test, deposited) of four classes, each a direction of its own: all of them, if the network knows
-    all; else an image of D lies at random at one of the preserved classes."""
+    all; else an image of D_r lies at random at one of the preserved classes."""
     rng, sets = np.random.default_rng(seed), []
     for _ in range(2):
         y = np.repeat(np.arange(4), n)

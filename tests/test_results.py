@@ -94,4 +94,4 @@ def test_a_table_without_runs_or_logs_is_refused_in_one_line(tree, monkeypatch):
         assert word in fail("analysis/report.py")
     for log in (root / "results" / "logs").rglob("*.jsonl"):
         log.unlink()
-    assert "has no log beside it" in fail("analysis/report.py")
+    assert "there is no log" in fail("analysis/report.py")

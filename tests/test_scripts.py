@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, fail, rewrite, run_shell, succeed
 from fixtures import make_folder
 
@@ -15,6 +16,7 @@ from analysis.ablation import AXES
 from analysis.bank import states_of
 from analysis.table3 import table3_rows
 from datasets import evaluation_batches, load_images
+from models.architectures import build_network
 from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
 from utils.metrics import count_correct
@@ -66,8 +68,11 @@ def test_table1_of_two_seeds_and_two_presets_with_all_its_networks(images, tmp_p
     assert sum(command[0].endswith("train_scratch.py") and "--subset" not in command for command in commands) == 1
     text, _ = finished("1_table1_cifar10", 5, **TINY)  # later, another draw of the same original
     assert "original.pt is there already" in text and "±" not in text
-    weights = {"WEIGHTS": save / "original" / "original.pt", "EPOCHS": 0, "INDEPENDENT": 1, "RETRAIN_EPOCHS": 1}
-    finished("1_table1_cifar10", 5, **{**TINY, **weights}, SAVE=tmp_path / "given")
+    torch.save(build_network("resnet20", 10, 16).state_dict(), tmp_path / "data" / "resnet20-12fca82f.th")
+    published = {"PUBLISHED": "resnet20", "INDEPENDENT": 1, "RETRAIN_EPOCHS": 1}  # TINY asks for another network
+    finished("1_table1_cifar10", 5, **{**TINY, **published}, SAVE=tmp_path / "given")
+    content = load_checkpoint(str(tmp_path / "given" / "original" / "original.pt"), "original")
+    assert content["arch"] == "resnet20" and content["partition"]["mean"] == [0.485, 0.456, 0.406]
     for run, scratch in (("original", False), ("paper/seed5", True)):  # an Independent network knows nothing of T0's
         logs = [log for log in (tmp_path / "given" / run).glob("*_log.jsonl") if log.name != "deposit_log.jsonl"]
         heads = [log.read_text() for log in logs]
@@ -152,6 +157,8 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     ("9_methods", [1, 10], {}, "draw of seed 10 chooses"), ("5_ablation", [0, "resnet18"], {}, "'resnet18' is no seed"),
     ("1_table1_cifar10", [], {"VARIANTS": "split"}, "'split' is none of"),
     ("1_table1_cifar10", ["trials"], {}, "'trials' is no seed"),
+    ("5_ablation", [], {"PUBLISHED": "resnet18"}, "'resnet18' is neither"),
+    ("9_methods", [], {"PUBLISHED": "resnet56", "DATA_DIR": "none"}, "/resnet56-4bfd9763.th into none"),
     ("1_table1_cifar10", [], {"DEPOSIT_FLAGS": "--lr 0.1 --preset deep"}, "name it there"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
