@@ -16,7 +16,7 @@ from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS
 from models.pruning import cost
-from models.synthesis import moved_to_preserved, synthetic
+from models.synthesis import STEPS, moved_to_preserved, synthetic
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
@@ -117,7 +117,7 @@ def optimizer_of(lirf, args):
 
 def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
     """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
-    D_r has. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
+    D_r has, those that made them in the first epoch. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
     lirf.train()
     meter, steps, generator = LossMeter(), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
@@ -129,7 +129,8 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
-    return {**meter.means(), **({"passes": 2} if moved else {})}
+    made = STEPS * len(moved) / len(images) if moved and epoch == 0 else 0
+    return {**meter.means(), **({"passes": 2 + made} if moved else {})}
 
 
 def accuracies_of_target(lirf, images, original, partition, runtime):

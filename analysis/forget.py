@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from analysis.tsne import features_of
 from datasets import batches, evaluation_batches, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models import losses
-from models.architectures import build_network, take_rows
+from models.architectures import before_last_layer, build_network, take_rows
 from models.checkpoints import describe, network_of, read
 from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
@@ -116,7 +115,7 @@ def spotter(net, x, y, generator):
     images of one class (Ha et al., ICML 2026, 2506.01318). x_a: three steps of 0.01 towards T0's best preserved class.
     The authors' code makes x_a once, steps away from the second-best class and clamps normalised pixels."""
     x_a = net.attacked(x, net.best_preserved(x), 0.03, 3, sign=-1)
-    features = features_of(net.target, x)
+    features = before_last_layer(net.target)(x)
     kl = losses.masked_target(net.target[-1].fc(features), net.original(x), net.deposited)
     unit = F.normalize(features.float(), dim=1)
     pairs = (y[:, None] == y).fill_diagonal_(False)
@@ -127,7 +126,7 @@ def spotter(net, x, y, generator):
 
 class Method(NamedTuple):
     """What --help says; edit(head, deposited) of the last layer, or a loss; defaults of the flags; passes over D_r that
-    an epoch costs; the accuracy on D_r (%) at which it stops, 0: never."""
+    an epoch costs, forward and backward, of T or of an attack; the accuracy on D_r (%) at which it stops, 0: never."""
 
     help: str
     edit: Callable | None = None
@@ -143,7 +142,7 @@ METHODS = {
     "pour_p": Method("features projected off D_r's rows", pour_p),
     "neg_grad": Method("gradient ascent", loss=neg_grad, stop=10.0, defaults={"lr": 1e-4, "clip_norm": 1.0}),
     "random_labels": Method("random labels of preserved classes", loss=random_labels),
-    "boundary_shrink": Method("the preserved class across the nearest boundary", loss=boundary_shrink, passes=3),
+    "boundary_shrink": Method("the preserved class across the nearest boundary", loss=boundary_shrink, passes=2),
     "bad_teacher": Method("a random network's answers", loss=bad_teacher),
     "delete": Method("T0's answers without the deposit classes", loss=delete),
     "spotter": Method("delete, also on moved images, and features of a class spread", loss=spotter, passes=5,
@@ -184,15 +183,16 @@ def read_original(args):
     return content, network, partition
 
 
-def train(net, images, held_out, figures, prefix, runtime, training, args):
-    """Train T on the ImageSet `images`, D_r; where the method has a stop, until it names few of `held_out`. figures():
-    logged after each epoch, by names with the prefix; nothing is chosen by them."""
+def train(net, images, figures, prefix, runtime, training, args):
+    """Train T on the ImageSet `images`, D_r; where the method has a stop, until it names few of 200 of them a class.
+    figures(): logged after each epoch, by names with the prefix; nothing is chosen by them."""
     method, steps = METHODS[args.method], steps_per_epoch(images, args.batch_size)
     optimizer = make_optimizer(net.target.parameters(), args)
     training.track(optimizer, network=net.target)
+    looked_at = first_images(images, 200, args.seed)
 
     def forgotten():
-        return method.stop and percent(count_correct(net.target, evaluation_batches(held_out, runtime.device),
+        return method.stop and percent(count_correct(net.target, evaluation_batches(looked_at, runtime.device),
                                                      net.target[-1].fc.out_features)) <= method.stop
 
     for epoch in training.remaining_epochs():
@@ -224,18 +224,15 @@ def main(args):
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs)
     logged = partition.logged_split
-    images, held_out, shown = (
-        load_images(partition, args.data_dir, split, partition.classes(subset)) for split, subset in (
-            ("train", "deposit"), ("val" if partition.val_fraction else "train", "deposit"), (logged, "all")))
-    shown = shown.to(runtime.device)
+    images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
+    shown = load_images(partition, args.data_dir, logged, partition.classes("all")).to(runtime.device)
     net = Networks(original, content["arch"], partition, runtime, args.lambda_cosine)
 
     def figures():
         counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)
         return {**table1(counts, partition, content["counts"][logged]), "counts": counts}
 
-    train(net, images.to(runtime.device), first_images(held_out, 200, args.seed).to(runtime.device), figures,
-          "target" if logged == "test" else f"{logged}_target", runtime, training, args)
+    train(net, images, figures, "target" if logged == "test" else f"{logged}_target", runtime, training, args)
     if method.edit:
         with torch.no_grad():
             method.edit(net.target[-1].fc, net.deposited)
