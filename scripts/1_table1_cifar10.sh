@@ -17,7 +17,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} VARIANTS=${VARIANTS:-paper}
 SAVE=${SAVE:-checkpoints/table1_${DATASET}_$ARCH}
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 flags_of() { # variant
     case $1 in

@@ -17,7 +17,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
 STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 require_retrain_epochs
 
 train_student() { # student distillation teacher seed; the teacher's folder is named by what it is

@@ -13,7 +13,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60}
 AXES=${AXES:-losses split pruning bits temperature classes $([ "$DATASET" != cifar10 ] || echo images) epochs lambda_at}
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 values() { # axis: a line each for its values but the default's, with the flags that set it
     local blocks=3 n
@@ -63,6 +62,8 @@ for seed in "$@"; do
                 mkdir -p "$run"
                 cp "$SAVE/default/seed$seed/partition.json" "$run"
             fi
+            twin=$SAVE/losses/no_l_${axis#lambda_}/seed$seed # a weight of 0 is a loss left out
+            if [ "${words[0]}" = 0 ] && [ -d "$twin" ] && [ ! -e "$run/target.pt" ]; then cp -r "$twin/." "$run"; fi
             measured_deposit "$run" "$seed" "${words[@]:1}"
         done
     done

@@ -11,7 +11,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0.51 0 0.25 0.75 0.9}
 SAVE=${SAVE:-checkpoints/recovery_$ARCH}
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 make_original "$SAVE/original"
 runs=() pruned=()

@@ -17,7 +17,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:-1}
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 
 draw_partition "$SAVE/original" 0
 classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \

@@ -23,7 +23,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} TRIAL_SEED=${TRIAL_SEED:-10}
 METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
-if [ $# -eq 0 ]; then set -- 0 1 2; fi
 require_retrain_epochs
 case " $* " in
     *" $TRIAL_SEED "*)

@@ -5,6 +5,7 @@
 # shellcheck disable=SC2086 # these are words
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
+if [ $# -eq 0 ]; then set -- 0 1 2; fi
 for seed in "$@"; do
     case $seed in *[!0-9]*)
         echo "'$seed' is no seed: name numbers, as in 0 1 2" >&2
@@ -53,7 +54,7 @@ train_from_scratch() { # folder, which has a partition, seed [flag ...]: with RE
 
 retrain() { # folder, seed of the draw, seed: R
     draw_partition "$1" "$2"
-    train_from_scratch "$1" "$3" --subset retrain --seed "$3"
+    train_from_scratch "$1" "$3" --subset retrain
 }
 
 require_retrain_epochs() { # what is trained from scratch is known before anything begins
