@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from datasets import batches, evaluation_batches, load_if_there, load_images, partition_of_run
+from datasets import batches, evaluation_batches, first_images, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models.architectures import take_rows
 from models.bank import open_original
@@ -99,16 +99,6 @@ def get_args_parser():
     return parser
 
 
-def first_images(images, count, seed):
-    """The first `count` images of each class in an order drawn by `seed`: a larger count adds to a smaller one's."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for label in images.labels.unique():
-        of_class = (images.labels == label).nonzero()[:, 0]
-        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
-    return images[torch.cat(rows)]
-
-
 def optimizer_of(lirf, args):
     """SGD with a group of T's and one of T_r's parameters: where --clip_norm cuts T's gradient short, it does not slow
     T_r down."""
@@ -117,7 +107,8 @@ def optimizer_of(lirf, args):
 
 def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
     """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
-    D_r has, those that made them in the first epoch. parallel: lirf as utils.distributed gives it; moved: what moved_to_preserved made."""
+    D_r has, in the first epoch with those that made them. parallel: lirf as utils.distributed gives it; moved: what
+    moved_to_preserved made."""
     lirf.train()
     meter, steps, generator = LossMeter(), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
@@ -167,8 +158,8 @@ def read_original(args):
     return original, partition
 
 
-def save_deposit(args, lirf, original, partition, settings):
-    """Write target.pt, difference.pt and, last, deposit.pt: it says that the deposit is complete."""
+def save_deposit(args, lirf, original, partition, settings, costs):
+    """Write target.pt, difference.pt and deposit.pt. costs: of T0's lower part and of T_r, as `cost` gives them."""
     def out(name):
         return os.path.join(args.save_path, f"{name}.pt")
 
@@ -187,13 +178,12 @@ def save_deposit(args, lirf, original, partition, settings):
                              away={**original.away, name: partition.deposit_classes})
     save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits, id=name,
                     original=original.identity, means="in deviations")
-    before, after = (cost(part, partition.image_size) for part in (lirf.original_lower, lirf.deposit))
-    save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target, id=name,
-                    settings=settings, cost={"lower": before, "deposit": after})
+    save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target, settings=settings,
+                    cost=costs)
     record_network(args.save_path, whole, "original", original.counts)
     for name in ("deposit", "difference"):
         size = os.path.getsize(out(name))
-        print(f"wrote {out(name)}: {size:,} bytes, {100 * size / before['bytes']:.1f} % of the lower part's")
+        print(f"wrote {out(name)}: {size:,} bytes, {100 * size / costs['lower']['bytes']:.1f} % of the lower part's")
     print(f"wrote {out('target')}")
 
 
@@ -224,6 +214,8 @@ def main(args):
     lirf = runtime.place(LIRF(original.network, partition, args))
     optimizer = optimizer_of(lirf, args)
     training.track(optimizer, **lirf.trained())
+    costs = {name: cost(part, partition.image_size)  # before several ranks change batch norm, which is counted
+             for name, part in (("lower", lirf.original_lower), ("deposit", lirf.deposit))}
     parallel = distributed.parallel(lirf)
     moved = None
     for epoch in training.remaining_epochs():
@@ -233,7 +225,7 @@ def main(args):
         training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
 
     if distributed.rank == 0:
-        save_deposit(args, lirf, original, partition, settings)
+        save_deposit(args, lirf, original, partition, settings, costs)
         training.finish()
 
 

@@ -8,7 +8,7 @@ import os
 import torch
 
 from datasets import evaluation_batches, load_if_there, load_images
-from models.architectures import join_network
+from models.architectures import before_last_layer, join_network
 from models.bank import give_back
 from models.checkpoints import cut, describe, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
@@ -17,7 +17,7 @@ from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import evaluate, metrics_path, percent, read_metrics, record_network, table1, write_metrics
 from utils.runtime import Runtime
-from utils.tables import markdown, table1_rows
+from utils.tables import markdown, print_table, table1_rows
 
 
 def get_args_parser():
@@ -45,23 +45,25 @@ def get_args_parser():
     return parser
 
 
-def load_parts(args):
-    """T and the deposits to withdraw, checked to belong together: (content of target.pt, its Partition, {name: module},
-    deposits that stay away). The modules are target and target_upper (T's parts), upper (that of T~), difference (T's
-    lower part with the differences given back) and, of a single deposit, deposit (T_r). Only the file that --merge
-    needs must be there."""
-    target_path = args.target or os.path.join(args.save_path, "target.pt")
-    folders = args.deposit or [args.save_path]
+def load_parts(save_path, target_path=None, folders=None, merge="concat"):
+    """T and the deposits to withdraw, as --target, --deposit and --merge name them: (content of target.pt, its
+    Partition, {name: module}, deposits that stay away).
+
+    The modules are target and target_upper (T's parts), upper (that of T~), difference (T's lower part with the
+    differences given back) and, of a single deposit, deposit (T_r). Only the file that --merge needs must be there.
+    Raises UserError where files do not belong together.
+    """
+    target_path, folders = target_path or os.path.join(save_path, "target.pt"), folders or [save_path]
     content, partition = read(target_path, ("target", "recover"))
     target, target_upper = cut(content, partition, target_path)
     upper = copy.deepcopy(target_upper)
     away, alone = dict(content["away"]), len(folders) == len(content["away"]) == 1
-    if args.merge != "difference" and not alone:
-        raise UserError(f"--merge {args.merge} withdraws the only deposit that is away from T: use --merge difference "
+    if merge != "difference" and not alone:
+        raise UserError(f"--merge {merge} withdraws the only deposit that is away from T: use --merge difference "
                         f"where there are several")
     modules = torch.nn.ModuleDict({"target": target, "target_upper": target_upper, "upper": upper})
     differences = [os.path.join(folder, "difference.pt") for folder in folders]
-    if args.merge == "difference" or os.path.exists(differences[0]):
+    if merge == "difference" or os.path.exists(differences[0]):
         modules["difference"] = copy.deepcopy(target)
         for difference in differences:
             give_back(difference, target_path, content, away, modules["difference"], upper)
@@ -69,7 +71,7 @@ def load_parts(args):
         away = {}
     deposit_path = os.path.join(folders[0], "deposit.pt")
     # T_r is of this very target: not when others were withdrawn before.
-    if args.merge != "difference" or alone and content["kind"] == "target" and os.path.exists(deposit_path):
+    if merge != "difference" or alone and content["kind"] == "target" and os.path.exists(deposit_path):
         modules["deposit"] = read_deposit(deposit_path, target_path, content, partition, upper)
     return content, partition, modules.requires_grad_(False).eval(), away
 
@@ -84,15 +86,16 @@ def recover_network(modules, partition, merge):
 def measure(modules, data, partition, device):
     """{name: counts} of T, of T~ by the difference and of every rule that merges T_r with T, for those of `modules`
     that are there, in one pass over (x, y) batches."""
-    deposited = torch.tensor(partition.deposit_classes, device=device)
+    deposited, upper = torch.tensor(partition.deposit_classes, device=device), modules["upper"]
+    read = before_last_layer(modules["target_upper"])  # T~'s upper part differs in the last layer alone
 
     def forward(x, y):
-        f_t, upper = modules["target"](x), modules["upper"]
-        outputs = {"target": modules["target_upper"](f_t)}
+        h_t = read(modules["target"](x))
+        outputs = {"target": modules["target_upper"][-1].fc(h_t)}
         if "difference" in modules:
             outputs["difference"] = upper(modules["difference"](x))
         if "deposit" in modules:
-            z_t, z_r = upper(f_t), upper(modules["deposit"](x))
+            z_t, z_r = upper[-1].fc(h_t), upper(modules["deposit"](x))
             outputs |= {name: rule(z_t, z_r, deposited) for name, rule in MERGE_RULES.items()}
             outputs["released"] = released(z_t, z_r, deposited, y)
         return outputs
@@ -102,12 +105,12 @@ def measure(modules, data, partition, device):
 
 def main(args):
     runtime = Runtime.of(args)
-    content, partition, modules, away = load_parts(args)
+    content, partition, modules, away = load_parts(args.save_path, args.target, args.deposit, args.merge)
     out = os.path.join(args.save_path, "recover.pt")
     if os.path.exists(out) and load_checkpoint(out, "recover")["target"] != content["checksum"]:
         raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
-    metrics = metrics_path(args.save_path, args.eval_split)
-    read_metrics(metrics, partition)
+    for split in content["counts"]:  # figures of another partition are refused before anything is measured
+        read_metrics(metrics_path(args.save_path, split), partition)
     if args.data_dir is not None or args.eval_split == "val":
         images = load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all"))
     else:
@@ -135,8 +138,9 @@ def main(args):
     if "released" in columns:
         columns["released"]["reads_label"] = True
     record_network(args.save_path, partition, "original", original)
+    metrics = metrics_path(args.save_path, args.eval_split)
     write_metrics(metrics, partition, target=target, recover=columns, merge=args.merge)
-    print(markdown(table1_rows([read_metrics(metrics, partition)])), end="")
+    print_table(markdown(table1_rows([read_metrics(metrics, partition)])))
 
 
 if __name__ == "__main__":

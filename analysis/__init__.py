@@ -1,1 +1,5 @@
 """The paper's tables and figures, and ours: python -m analysis.table1, and so on, from the repository's root."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files: a display, even a broken one, is not asked

@@ -4,16 +4,13 @@ standard deviation over draws of the deposit classes."""
 import glob
 import os
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from analysis.table1 import load_runs, print_table
+from analysis.table1 import load_runs
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, read_log
-from utils.tables import above, markdown, summary
+from utils.tables import above, markdown, print_table, summary
 
 # axis -> (its title, where the default run stands on it, from the settings in that run's log)
 AXES = {

@@ -6,15 +6,12 @@ classes. Beside it, what the paper's deposit modules T_r give back: the state's 
 from the T_r of its deposit."""
 
 import itertools
+import math
 import os
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import split_network
 from models.bank import read_difference
@@ -26,7 +23,7 @@ from utils.errors import UserError
 from utils.files import save_json
 from utils.metrics import evaluate, percent
 from utils.runtime import Runtime
-from utils.tables import markdown, printable, summary
+from utils.tables import markdown, print_table, printable, summary
 
 
 def get_args_parser():
@@ -48,8 +45,10 @@ def get_args_parser():
 
 def states_of(sizes, num_classes, most, wanted, seed):
     """The states to measure, as tuples of the deposits that are away, () first. sizes: the number of classes of each
-    deposit; a state without a class left is none."""
+    deposit; a state without a class left is none. Raises UserError where they are too many to draw from."""
     count = len(sizes)
+    if sum(math.comb(count, size) for size in range((most or count) + 1)) > 10**6:
+        raise UserError(f"{count} deposits have more than a million states: lower --away")
     states = [state for size in range((most or count) + 1) for state in itertools.combinations(range(count), size)
               if sum(sizes[deposit] for deposit in state) < num_classes]
     if wanted is not None and wanted < len(states) - 1:
@@ -71,7 +70,7 @@ def measure(network, differences, modules, classes, cleared, states, data, split
     T_r}] of the states. modules, classes, cleared: T_r of each deposit, its classes, and those whose rows of the last
     layer it took from T. Leaves the network in the last state."""
     lower, upper = split_network(network, split_at)
-    num_classes = network[-1][-1].out_features
+    num_classes = network[-1].fc.out_features
     changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
     first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
     with torch.no_grad():  # what is the same in every state

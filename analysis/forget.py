@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from datasets import batches, evaluation_batches, load_images, partition_of_run
+from datasets import batches, evaluation_batches, first_images, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import before_last_layer, build_network, take_rows
 from models.checkpoints import describe, network_of, read
-from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError

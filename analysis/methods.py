@@ -6,18 +6,14 @@ import glob
 import os
 import statistics
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from analysis.table1 import print_table
 from datasets import read_partition
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, read_log
 from utils.metrics import harmonic_mean
-from utils.tables import markdown, minus, summary
+from utils.tables import markdown, minus, print_table, summary
 
 DEEP = 91.0  # H Mean that a deep deposit must have
 COLUMNS = {"pre": "Pre", "dep": "Dep", "h_mean": "H Mean", "probe": "probe Dep"}
@@ -52,7 +48,7 @@ def h_means(runs):
 def read_record(file):
     """What `analysis.residual` wrote. Raises UserError when the file is none of it."""
     record = load_json(file)
-    if not isinstance(record, dict) or not {"settings", "original", "network", "measures"} <= record.keys():
+    if not {"settings", "original", "network", "measures"} <= record.keys():
         raise UserError(f"{file} holds no measures: name a file <network>_residual_<draw>.json of analysis.residual")
     return record
 

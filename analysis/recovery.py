@@ -3,7 +3,7 @@
 For finished runs it measures ways to keep the same knowledge in one pass over the test set: the difference of the
 weights at several numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0's own
 lower part and, as a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those
-of whole files."""
+of whole files, up to a few that name the deposit."""
 
 import copy
 import io
@@ -11,30 +11,25 @@ import os
 import tempfile
 import zlib
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from analysis.table1 import print_table
-from datasets import batches, evaluation_batches, load_images
+from datasets import batches, evaluation_batches, first_images, load_images
 from datasets.batches import pixels_of
 from models import losses
 from models.architectures import split_network
 from models.checkpoints import cut, network_of, read, read_deposit, require_original
 from models.difference import between, decode, encode, quantise, shifted
 from models.recover import concat
-from train_deposit import first_images
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
 from utils.metrics import evaluate, percent, table1
 from utils.runtime import Runtime
-from utils.tables import above, markdown, summary
+from utils.tables import above, markdown, print_table, summary
 
 BITS, SHARES, IMAGES = (16, 8, 6, 4, 3, 2), (0.25, 0.1, 0.05), (1, 5, 25, 125)
 STEPS, RATE = 50, 3e-3  # of fine-tuning on kept images
@@ -143,16 +138,26 @@ def png_bytes(images):
     return total
 
 
-def points_of(folder, original, given, args, runtime):
-    """{form: {"bytes", "above", "h_mean"}} of one deposit. given: content of T0's file. above: Avg Acc of T~
-    less that of T0, for the T of the file. h_mean: H Mean of the T that is T0 less what is kept, from which the form
-    gives T0 back exactly."""
-    target_path, deposit_path = (os.path.join(folder, f"{name}.pt") for name in ("target", "deposit"))
+def read_target(folder, original, original_path):
+    """(path of target.pt, its content, its Partition) of a deposit of T0, whose file holds `original`. Raises UserError
+    for one of another T0 or whose forms cannot all be made."""
+    target_path = os.path.join(folder, "target.pt")
     content, partition = read(target_path, "target")
-    require_original(content, target_path, given, args.original)
+    require_original(content, target_path, original, original_path)
     if len(content["away"]) > 1:
         raise UserError(f"{folder} is one of several deposits of a network: name a deposit that stands alone")
+    if content["settings"].get("last_layer", "shared") != "shared":
+        raise UserError(f"{folder}: T's last layer is not T0's, which all forms here need: name a deposit of "
+                        f"--last_layer shared")
+    return target_path, content, partition
+
+
+def points_of(target_path, content, partition, original, args, runtime):
+    """{form: {"bytes", "above", "h_mean"}} of one deposit, as read_target gives it, of the network `original`. above:
+    Avg Acc of T~ less that of T0, for the T of the file. h_mean: H Mean of the T that is T0 less what is kept, from
+    which the form gives T0 back exactly."""
     lower, upper = cut(content, partition, target_path)
+    deposit_path = os.path.join(os.path.dirname(target_path), "deposit.pt")
     deposit = read_deposit(deposit_path, target_path, content, partition)
     lower_0, _ = split_network(original, content["split_at"])
     target, whole = lower.state_dict(), lower_0.state_dict()
@@ -251,14 +256,9 @@ def main(args):
     runtime = Runtime.of(args)
     content, partition = read(args.original, "original")
     original = network_of(content, partition, args.original)
-    for folder in args.runs:
-        deposited, _ = read(os.path.join(folder, "target.pt"), "target")
-        if deposited["settings"].get("last_layer", "shared") != "shared":
-            raise UserError(f"{folder}: T's last layer is not T0's, which all forms here need: name a deposit of "
-                            f"--last_layer shared")
-    points, pruned = [], pruned_points(args.pruned)
-    for folder in args.runs:
-        points.append(points_of(folder, copy.deepcopy(original), content, args, runtime))
+    targets = [read_target(folder, content, args.original) for folder in args.runs]
+    pruned = pruned_points(args.pruned)
+    points = [points_of(*target, copy.deepcopy(original), args, runtime) for target in targets]
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
     save_json(f"{args.out}.json", result)
     rows = recovery_rows(result)

@@ -5,7 +5,6 @@ import glob
 import json
 import os
 import re
-from functools import partial
 
 from analysis.tables import TABLES
 from utils.cli import make_parser, run
@@ -98,7 +97,7 @@ def main(args, root=ROOT):
             continue
         if args.check:
             raise UserError(f"a table of {page} is not what the ledger holds: run python -m analysis.report")
-        write_atomically(name, partial(lambda file, content: file.write(content), content=filled.encode()))
+        write_atomically(name, lambda file: file.write(filled.encode()))
     print(f"{len(ledger)} tables, {sum(len(cells) for found in ledger.values() for cells in found['rows'].values())} "
           f"figures")
 

@@ -19,13 +19,11 @@ import torch.nn.functional as F
 from analysis import measures
 from analysis.methods import print_tables, read_record
 from analysis.recovery import as_bytes, file_size
-from analysis.tsne import features_of
-from datasets import batches, evaluation_batches, load_images, read_partition
-from models.architectures import build_network, split_network
+from datasets import batches, evaluation_batches, first_images, load_images, read_partition
+from models.architectures import before_last_layer, build_network, split_network
 from models.checkpoints import read, require_original
 from models.difference import BITS, decode, encode, shifted
 from models.weights import load_weights, read_weights
-from train_deposit import first_images
 from utils.checkpoint import checksum, is_ours, load_checkpoint
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
@@ -64,10 +62,11 @@ class Known:
         """{"cut": the feature map at the cut, pooled to 2 x 2 (n, 4c), "last": what the last layer reads (n, d),
         "logits": (n, C), "y": (n,)} in float32, eval mode, no augmentation."""
         (lower, upper), found = self.parts, {"cut": [], "last": [], "logits": [], "y": []}
+        read = before_last_layer(upper)
         self.network.eval()
         for x, y in evaluation_batches(self.images[split], self.runtime.device):
             f = lower(x)
-            h = features_of(upper, f)
+            h = read(f)
             for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
                 found[name].append(part.cpu())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
@@ -235,6 +234,8 @@ def image_sets(partition, args, device):
     training images; train: up to PER_CLASS of them a class; test: those of --eval_split."""
     every = load_images(partition, args.data_dir, "train", partition.classes("all"))
     fewest = every.labels.bincount().min().item()
+    if fewest < 2:
+        raise UserError("a class has a single training image: name data with two or more in each")
     held = max(1, min(100, fewest // 5))
     count = min(PER_CLASS, fewest - held)
     numbered = dataclasses.replace(every, images=torch.arange(len(every)))

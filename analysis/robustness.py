@@ -3,12 +3,10 @@ then withdrawn by T_r and by the difference, which gives T0 back from the T that
 
 import copy
 import os
-from types import SimpleNamespace
 
 import torch
 
 from analysis.residual import tune
-from analysis.table1 import print_table
 from datasets import evaluation_batches, load_images
 from models.architectures import join_network, split_network
 from models.difference import between, shifted
@@ -17,7 +15,7 @@ from utils.errors import UserError
 from utils.files import save_json
 from utils.metrics import table1
 from utils.runtime import Runtime
-from utils.tables import COLUMNS, WITHDRAWALS, markdown, summary
+from utils.tables import COLUMNS, WITHDRAWALS, markdown, print_table, summary
 from withdraw import load_parts, measure
 
 
@@ -39,8 +37,7 @@ def get_args_parser():
 
 def withdrawn_after(folder, args, runtime):
     """{steps: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0."""
-    files = SimpleNamespace(save_path=folder, target=None, deposit=None, merge="concat")
-    _, partition, modules, _ = load_parts(files)
+    _, partition, modules, _ = load_parts(folder)
     if "difference" not in modules:
         raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)

@@ -2,8 +2,8 @@
 
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
-from utils.files import load_json, write_atomically
-from utils.tables import COLUMNS, markdown, table1_rows
+from utils.files import load_json
+from utils.tables import COLUMNS, markdown, print_table, table1_rows
 
 # Ye et al., ECCV 2022, Table 1. Their Withdrawal is set beside `released`, the rule of their evaluation.
 PAPER = {
@@ -51,13 +51,6 @@ def paper_rows(name):
     """The rows of the paper's Table 1 for a data set."""
     return {f"paper: {network}": {column: f"{values[column]:.2f}" if column in values else "-"
                                   for column in COLUMNS.values()} for network, values in PAPER.get(name, {}).items()}
-
-
-def print_table(text, out):
-    """Print Markdown and, unless `out` is None, write it there as well."""
-    print(text, end="")
-    if out:
-        write_atomically(out, lambda file: file.write(text.encode()))
 
 
 def main(args):

@@ -4,10 +4,10 @@ saw the deposit classes: mean and standard deviation over runs (a metrics.json e
 import os
 import re
 
-from analysis.table1 import load_runs, print_table
+from analysis.table1 import load_runs
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
-from utils.tables import markdown, summary
+from utils.tables import markdown, print_table, summary
 
 STUDENTS = {"cnn": "CNN", "resnet18": "ResNet-18", "resnet20": "ResNet-20"}
 ACCURACIES = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc"}

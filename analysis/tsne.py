@@ -3,16 +3,13 @@ set, with a measure beside the picture: how many of an image's nearest neighbour
 
 import os
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 from datasets import evaluation_batches, load_images
 from models.architectures import before_last_layer

@@ -8,10 +8,10 @@
     batches    shuffled, augmented, normalised batches made on the training device
 """
 
-from datasets.batches import ImageSet, batches, evaluation_batches
+from datasets.batches import ImageSet, batches, evaluation_batches, first_images
 from datasets.loading import evaluation_sets, load_if_there, load_images
-from datasets.partition import Partition, make_partition, partition_of_run, read_partition
+from datasets.partition import make_partition, partition_of_run, read_partition
 from datasets.sources import DATASETS
 
-__all__ = ["DATASETS", "ImageSet", "Partition", "batches", "evaluation_batches", "evaluation_sets", "load_if_there",
+__all__ = ["DATASETS", "ImageSet", "batches", "evaluation_batches", "evaluation_sets", "first_images", "load_if_there",
            "load_images", "make_partition", "partition_of_run", "read_partition"]

@@ -94,6 +94,16 @@ class ImageSet:
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
+def first_images(images, count, seed):
+    """The first `count` images of each class in an order drawn by `seed`: a larger count adds to a smaller one's."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in images.labels.unique():
+        of_class = (images.labels == label).nonzero()[:, 0]
+        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
+    return images[torch.cat(rows)]
+
+
 def pixels_of(images, rows, generator=None, flip=False):
     """uint8 (b, 3, s, s) of an ImageSet's images at rows (int64); given a generator, of this rank's share of them,
     augmented."""
@@ -108,12 +118,12 @@ def normalise(images, mean, std):
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def crop_and_flip(images, rows, flip, generator, padding=4):
+def crop_and_flip(images, rows, flip, generator):
     """Random crop after zero padding and, if `flip`, a mirror image half of the time, drawn for each image.
 
     uint8 (n, 3, s, s) -> (b, 3, s, s), this rank's share of the rows. One gather does both, whichever the device.
     """
-    size, device = images.shape[-1], images.device
+    size, device, padding = images.shape[-1], images.device, 4
     top, left = torch.randint(0, 2 * padding + 1, (2, len(rows), 1), generator=generator, device=device)
     steps = torch.arange(size, device=device)
     down, across = top + steps, left + steps

@@ -218,11 +218,16 @@ def read_partition(path):
 
 def partition_of_run(args, of_network, network_path):
     """The Partition of a stage that starts from a network: of --partition; unset, of partition.json in --save_path;
-    without that, of_network, the network's own. Raises UserError as other_draw does."""
-    path = args.partition or os.path.join(args.save_path, "partition.json")
-    if args.partition is None and not os.path.exists(path):
+    without that, of_network, the network's own. Raises UserError where these two files differ, and as other_draw
+    does."""
+    own = os.path.join(args.save_path, "partition.json")
+    path = args.partition or own
+    if args.partition is None and not os.path.exists(own):
         return of_network
-    return of_network.other_draw(read_partition(path), path, network_path)
+    partition = read_partition(path)
+    if os.path.exists(own) and read_partition(own).hash != partition.hash:
+        raise UserError(f"{own} is of another partition than {path}: choose another --save_path")
+    return of_network.other_draw(partition, path, network_path)
 
 
 def save_partition(path, partition):

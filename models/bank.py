@@ -55,7 +55,7 @@ def open_original(path, split_at=None):
         unread = []
         for difference in sorted(glob.glob(beside)):
             try:
-                if load_checkpoint(difference, "difference")["id"] in left:
+                if load_checkpoint(difference, "difference").get("id") in left:
                     give_back(difference, path, content, left, lower, upper)
             except UserError as error:  # it may be of another bank
                 unread.append(f" ({error})")
@@ -73,7 +73,7 @@ def read_difference(path, target_path, content, away, lower):
     lower part of its kind. Raises UserError when the deposit is of another T0 or cut, or not away.
     """
     difference = load_checkpoint(path, "difference")
-    if difference["original"] != content["original"] or difference["id"] not in away:
+    if difference.get("original") != content["original"] or difference.get("id") not in away:
         raise UserError(f"{path} does not belong to {target_path}: it is of another original or cut, or not away from "
                         f"this network")
     if difference.get("means") != "in deviations":

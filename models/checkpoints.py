@@ -14,9 +14,12 @@ def describe(arch, classes, partition):
 
 
 def read(path, kind):
-    """Load and check a checkpoint of a network: (its content, its Partition)."""
+    """Load and check a checkpoint of a network: (its content, its Partition). Raises UserError as load_checkpoint does,
+    and for what other versions of this project wrote."""
     content = load_checkpoint(path, kind)
     partition = Partition.from_dict(content["partition"], path)
+    if content["kind"] in ("target", "recover") and "away" not in content:
+        raise UserError(f"{path} was written before deposits had names: deposit again in another --save_path")
     if content["arch"] not in ARCHITECTURES:
         raise UserError(f"{path} names the architecture '{content['arch']}', which is unknown here; "
                         f"there are {', '.join(ARCHITECTURES)}")
@@ -41,7 +44,7 @@ def cut(content, partition, path):
 
 def read_deposit(path, target_path, content, partition, upper=None):
     """T_r of deposit.pt, in eval mode, for the target file that `read` gave as (content, partition). An `upper` part
-    gets the rows of the last layer that the file holds, in place."""
+    gets the rows of the last layer that the file holds, in place. Raises UserError for the file of another target."""
     deposit = load_checkpoint(path, "deposit")
     if deposit["target"] != content["checksum"]:
         raise UserError(f"{path} does not belong to {target_path} (another deposit wrote it): name the files of one "
@@ -51,7 +54,7 @@ def read_deposit(path, target_path, content, partition, upper=None):
     rows = tensors.pop("rows", None)
     load_into(narrow_like(lower, tensors), tensors, path)
     if upper is not None and rows is not None:
-        put_rows(upper[-1].fc, content["away"][deposit["id"]], rows, path)
+        put_rows(upper[-1].fc, partition.deposit_classes, rows, path)
     return lower.eval()
 
 

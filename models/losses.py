@@ -50,15 +50,15 @@ def knowledge_preserving(target_logits, original_logits, preserved, temperature)
     return distillation(select(target_logits, preserved), select(original_logits, preserved), temperature)
 
 
-def partial_transfer(deposit_logits, original_logits, deposit, temperature):
+def partial_transfer(deposit_logits, original_logits, deposited, temperature):
     """L_pt = KD(g-bar(z_Tr), g-bar(z_0)): the knowledge of the deposit classes moves into T_r."""
-    return distillation(select(deposit_logits, deposit), select(original_logits, deposit), temperature)
+    return distillation(select(deposit_logits, deposited), select(original_logits, deposited), temperature)
 
 
-def masked_target(target_logits, original_logits, deposit):
+def masked_target(target_logits, original_logits, deposited):
     """L_mt = KL(t || softmax(z_T)), t = softmax(z_0) without the deposit columns: DELETE (Zhou et al., CVPR 2025) with
     every deposit class masked. It is L_kp at temperature 1, minus the log of T's mass on the preserved classes."""
-    return distillation(target_logits, original_logits.float().index_fill(1, deposit, MASKED), 1.0)
+    return distillation(target_logits, original_logits.float().index_fill(1, deposited, MASKED), 1.0)
 
 
 def unread_features(features, original_features, reference, rows):
@@ -79,11 +79,11 @@ def unread_features(features, original_features, reference, rows):
     return distance(features) / distance(original_features)
 
 
-def lowered_logits(target_logits, original_logits, deposit):
+def lowered_logits(target_logits, original_logits, deposited):
     """L_ll, ours: squared distance of z_T to z_0 whose deposit columns are lowered to the least logit of the image.
     L_mt and random labels raise other classes. This raises none, so one deposit does not undo another."""
     z_0 = original_logits.float()
-    lowered = z_0.index_copy(1, deposit, z_0.amin(1, keepdim=True).expand(-1, len(deposit)))
+    lowered = z_0.index_copy(1, deposited, z_0.amin(1, keepdim=True).expand(-1, len(deposited)))
     return (target_logits.float() - lowered).square().sum(1).mean()
 
 

@@ -8,7 +8,6 @@ from datasets import evaluation_batches
 from datasets.batches import normalise, pixels_of
 from models.architectures import join_network
 from models.losses import draw_random_labels
-from utils import distributed
 
 COUNT = 1500  # images that are moved, drawn from D_r
 STEPS, RATE = 60, 0.05  # of Adam, on pixels of deviation 1
@@ -63,6 +62,6 @@ def synthetic(x, moved, generator):
     """As many images as x (b, 3, s, s), a batch of D_r: one half mixed of pairs of it, the other drawn from the
     ImageSet `moved` and augmented."""
     half = len(x) // 2
-    rows = torch.randint(len(moved), ((len(x) - half) * distributed.ranks,), generator=generator, device=x.device)
+    rows = torch.randint(len(moved), (len(x) - half,), generator=generator, device=x.device)
     drawn = normalise(pixels_of(moved.images, rows, generator, moved.flip), moved.mean, moved.std)
     return torch.cat([cutmix(x, generator)[:half], drawn])

@@ -85,7 +85,8 @@ def _first_misfit(expected, given):
     for name in expected:
         if name not in given:
             return f"it has no tensor '{name}'"
-        if name not in _HEAD and given[name].shape != expected[name].shape:
+        rows = name in _HEAD  # their number is that of the classes
+        if given[name].shape[rows:] != expected[name].shape[rows:]:
             return f"tensor '{name}' is {tuple(given[name].shape)}, not {tuple(expected[name].shape)}"
     extra = [name for name in given if name not in expected]
     return f"tensor '{extra[0]}' is of no layer" if extra else None

@@ -19,6 +19,7 @@ import train_deposit
 from datasets import ImageSet, batches
 from datasets.batches import RaggedImages
 from utils import distributed
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.files import read_log
 from utils.run import TrainingRun
@@ -164,6 +165,9 @@ def test_two_processes_one_of_them_killed_are_resumed_by_one(chain, tmp_path, fl
     assert not (two / "deposit.pt").exists()
     assert "resuming" in succeed("train_deposit.py", "--save_path", two, *flags)
     assert_same_run(one, two, "deposit", ["target", "deposit"], ranks=[2, 1])
+    on_two_ranks("train_deposit.py", "--save_path", tmp_path / "whole", *flags)
+    costs = [load_checkpoint(str(run / "deposit.pt"), "deposit")["cost"] for run in (one, tmp_path / "whole")]
+    assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("script", ["withdraw.py", "partition_data.py", "analysis/train_student.py"])

@@ -67,10 +67,10 @@ def spoil(content, rng):
 
 
 def test_a_damaged_file_is_refused_or_read_as_it_was_written(chain, spoiled, tmp_path):
-    args, rng = withdraw.get_args_parser().parse_args(["--save_path", str(spoiled)]), random.Random(TIMES)
+    rng = random.Random(TIMES)
 
     def parts():
-        content, of_content, modules, _ = withdraw.load_parts(args)
+        content, of_content, modules, _ = withdraw.load_parts(str(spoiled))
         return checksum({"tensors": modules.state_dict(), "rest": [content["checksum"], of_content.hash]})
 
     def manifest():
@@ -220,7 +220,7 @@ def test_a_partition_of_other_data_is_refused(chain, tmp_path):
     assert word in fail("train_scratch.py", *scratch_flags(chain, tmp_path / "new", "--data_dir", other))
     assert word in fail("train_deposit.py", *deposit_flags(chain, tmp_path / "new", "--data_dir", other))
     succeed("partition_data.py", "--dataset", "digits", "--out", tmp_path / "digits.json")
-    line = fail("train_deposit.py", *deposit_flags(chain, tmp_path / "new", "--partition", tmp_path / "digits.json"))
+    line = fail("train_deposit.py", *deposit_flags(chain, tmp_path / "run", "--partition", tmp_path / "digits.json"))
     assert "other data" in line
 
 
@@ -239,7 +239,7 @@ def test_another_finished_run_is_not_overwritten_nor_mixed_with(chain, spoiled, 
             ("train_scratch.py", [*scratch, "--partition", other / "p.json"], "another partition"),
             ("train_deposit.py", [*deposit, "--lambda_kp", "7"], "another deposit run (lambda_kp"),
             ("train_deposit.py", [*deposit, "--original", other / "original.pt"], "another deposit run (original"),
-            ("train_deposit.py", [*deposit, "--partition", other / "p.json"], "figures of another partition"),
+            ("train_deposit.py", [*deposit, "--partition", other / "p.json"], "is of another partition than"),
             ("withdraw.py", ["--save_path", run, "--target", other / "target.pt", "--deposit", other],
              "another target"),
             ("withdraw.py", ["--save_path", run, "--deposit", other], "difference.pt does not belong to"),

@@ -7,7 +7,7 @@ import torch
 
 from datasets import ImageSet, batches
 from utils.metrics import evaluate, harmonic_mean, percent, table1
-from utils.tables import as_text, markdown, minus, summary, table1_rows
+from utils.tables import above, as_text, markdown, minus, summary, table1_rows
 
 PARTITION = types.SimpleNamespace(preserved_classes=[0, 1], deposit_classes=[2])
 
@@ -35,6 +35,7 @@ def test_what_is_unknown_is_none_and_the_original_has_forgotten_nothing():
     row = table1(counts([1, 0, 0], [2, 2, 0]), PARTITION)
     assert row["dep_acc"] is None and row["forgetting"] is None and row["h_mean"] is None
     assert row["pre_acc"] == pytest.approx(25)
+    assert above({"recover": {}, "original": row}, "concat") is None
     t0 = counts([90, 80, 95], [100, 100, 100])
     row = table1(t0, PARTITION, original=t0)
     assert harmonic_mean(50, 100) == pytest.approx(200 / 3) and harmonic_mean(50, -1) == 0

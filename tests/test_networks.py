@@ -11,8 +11,9 @@ import torch
 from models.architectures import ARCHITECTURES, build_network, split_network
 from models.checkpoints import load_network
 from models.pruning import build_deposit_module, cost, narrow_like
-from models.recover import (MERGE_RULES, RecoverNetwork, concat, released, total, tr_alone)
+from models.recover import MERGE_RULES, RecoverNetwork, concat, released, total, tr_alone
 from utils.checkpoint import checksum
+from utils.tables import WITHDRAWALS
 
 
 def shaken(network, seed=0):
@@ -97,6 +98,7 @@ def test_merge_rules_by_hand(rule, expected):
 def test_the_released_rule_chooses_by_the_label_and_is_no_rule_of_a_network():
     merged = released(Z_T.repeat(2, 1), Z_R.repeat(2, 1), DEPOSIT, torch.tensor([0, 1]))
     assert merged.tolist() == [[11, 22, 33, 44], [1, 20, 30, 4]] and "released" not in MERGE_RULES
+    assert WITHDRAWALS.keys() == {*MERGE_RULES, "difference", "released"}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

@@ -19,6 +19,7 @@ from datasets import evaluation_batches, load_images
 from models.architectures import build_network
 from models.checkpoints import load_network
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.metrics import count_correct
 
 TINY = {"ARCH": "resnet8", "EPOCHS": 1, "ORIGINAL_FLAGS": "--batch_size 16", "VAL_FRACTION": 0.25,
@@ -224,6 +225,8 @@ def test_a_state_without_a_class_left_is_no_state():
     assert len(every) == len(set(every)) == 31 and (0, 1, 2, 3, 4) not in every and (1, 2, 3, 4) in every
     assert (0, 1, 2, 3, 4) in states_of([1] * 5, 10, None, None, 0)
     assert len(states_of([2] * 5, 10, None, 30, 0)) == 31  # T0 and as many as were asked for
+    with pytest.raises(UserError, match="lower --away"):
+        states_of([1] * 50, 100, 7, 30, 0)
 
 
 @pytest.mark.parametrize("old", [False, True])

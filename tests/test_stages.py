@@ -13,7 +13,7 @@ from fixtures import CLASSES, make_folder
 
 import train_deposit
 import train_scratch
-from datasets import load_images, read_partition
+from datasets import first_images, load_images, read_partition
 from models.architectures import build_network, split_network
 from models.checkpoints import load_network, read
 from models.recover import MERGE_RULES
@@ -86,7 +86,7 @@ def test_handed_out_files_hold_nothing_of_the_original_but_the_upper_part(chain)
     assert shared == {name for name in upper.state_dict() if not name.endswith("num_batches_tracked")}
     common = {"format", "kind", "tensors", "checksum", "settings"}
     assert set(target) == common | {"arch", "classes", "partition", "split_at", "counts", "original", "away"}
-    assert set(deposit) == common | {"target", "cost", "id"}
+    assert set(deposit) == common | {"target", "cost"}
     assert not any(name.startswith(("layer3", "head")) for name in deposit["tensors"])
     assert deposit["cost"]["deposit"]["parameters"] < 0.6 * deposit["cost"]["lower"]["parameters"]
 
@@ -149,7 +149,7 @@ def test_fewer_images_are_the_first_of_a_draw(chain, tmp_path):
     save, data = chain
     _, partition = read(str(save / "original.pt"), "original")
     images = load_images(partition, str(data), "train", [1, 2])
-    few, more, others = (train_deposit.first_images(images, count, seed) for count, seed in ((3, 3), (8, 3), (3, 4)))
+    few, more, others = (first_images(images, count, seed) for count, seed in ((3, 3), (8, 3), (3, 4)))
     assert few.labels.tolist() == [1] * 3 + [2] * 3 and len(more) == 16
     assert all(any(torch.equal(a, b) for b in more.images) for a in few.images)
     assert not torch.equal(few.images, others.images)

@@ -147,6 +147,7 @@ def test_a_file_without_weights_is_told(tmp_path, name, content, word):
     (lambda s: s.update({"layer1.1.conv1.weight": torch.zeros(1)}), "'layer1.1.conv1.weight' is of no layer; no arch"),
     (lambda s: s.update({"bn1.bias": torch.full((16,), float("nan"))}), "weights that are not finite"),
     (lambda s: s.update({"linear.bias": torch.zeros(7)}), "a head of 7 classes, not 4"),
+    (lambda s: s.update({"linear.weight": torch.zeros(4, 9)}), r"tensor 'head.fc.weight' is \(4, 9\), not"),
 ])
 def test_a_misfit_is_named(tmp_path, change, word):
     state, _ = akamaster_layout()

@@ -1,1 +1,1 @@
-"""What the four stage scripts share: command line, checkpoints, losses, metrics, runs."""
+"""What the four stage scripts share: command line, checkpoints, metrics, the optimiser, runs."""

@@ -3,6 +3,8 @@
 import os
 import statistics
 
+from utils.files import write_atomically
+
 COLUMNS = {"pre_acc": "Pre Acc", "dep_acc": "Dep Acc", "h_mean": "H Mean", "avg_acc": "Avg Acc",
            "above": "Avg - Original"}
 WITHDRAWALS = {"concat": "concat (paper)", "sum": "sum", "tr_alone": "tr_alone (control)",
@@ -54,7 +56,7 @@ def table1_rows(runs):
 
 def above(run, key):
     """By how much Avg Acc of a recover network differs from that of the same run's original; None if unknown."""
-    return minus(run["recover"][key]["avg_acc"], (run.get("original") or {}).get("avg_acc"))
+    return minus(run["recover"].get(key, {}).get("avg_acc"), (run.get("original") or {}).get("avg_acc"))
 
 
 def markdown(rows, corner=""):
@@ -67,3 +69,10 @@ def markdown(rows, corner=""):
     widths = [max(3, *map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     return "".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |\n" for line in lines)
+
+
+def print_table(text, out=None):
+    """Print Markdown and, unless `out` is None, write it there as well."""
+    print(text, end="")
+    if out:
+        write_atomically(out, lambda file: file.write(text.encode()))
