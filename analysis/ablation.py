@@ -34,8 +34,8 @@ FIGURES = {
     "T: Pre": lambda m: m["target"]["pre_acc"],
     "T: Dep": lambda m: m["target"]["dep_acc"],
     "T: H Mean": lambda m: m["target"]["h_mean"],
-    "T~ - T0, concat": lambda m: above(m, "concat"),
-    "T~ - T0, difference": lambda m: above(m, "difference"),
+    "Avg - Original, concat": lambda m: above(m, "concat"),
+    "Avg - Original, difference": lambda m: above(m, "difference"),
 }
 
 
@@ -85,7 +85,7 @@ def _order(value):
 def draw(axis, rows, path):
     """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over draws. The difference gives
     T0 back on every axis: it has no panel."""
-    shown = [name for name in FIGURES if name != "T~ - T0, difference"]
+    shown = [name for name in FIGURES if name != "Avg - Original, difference"]
     figure, panels = plt.subplots(1, len(shown), figsize=(3 * len(shown), 2.8), layout="constrained")
     for panel, name in zip(panels, shown):
         known = {value: row[name] for value, row in rows.items() if row[name] is not None}
