@@ -140,7 +140,8 @@ def accuracies_of_target(lirf, images, original, partition, runtime):
 
 
 def read_original(args):
-    """(Original, Partition of the deposit) that the flags name, checked before anything is written."""
+    """(Original, Partition of the deposit) that the flags name, checked before anything is written.
+    Raises UserError where they do not fit each other or the folder."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     original, partition = open_original(original_path, args.split_at)
     args.split_at = original.split_at  # the number stands in the settings and in target.pt

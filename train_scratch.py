@@ -95,7 +95,8 @@ def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
 
 
 def initial_network(args, num_classes, image_size):
-    """(network, what it starts from): --arch from scratch (None), or with --weights, then named by their checksum."""
+    """(network, what it starts from): --arch from scratch (None), or with --weights, then named by their checksum.
+    Raises UserError for weights that do not fit, or where there is nothing to train."""
     if args.weights is not None and args.subset != "all":
         raise UserError(f"--subset {args.subset} is trained from scratch: weights of others may have seen the classes "
                         f"that it must not know, so leave --weights out")

@@ -172,7 +172,8 @@ def get_args_parser():
 
 
 def read_original(args):
-    """(content of T0's file, T0, Partition of the deposit) that the flags name, checked before anything is written."""
+    """(content of T0's file, T0, Partition of the deposit) that the flags name, checked before anything is written.
+    Raises UserError where they do not fit each other or the folder."""
     original_path = args.original or os.path.join(args.save_path, "original.pt")
     content, partition = read(original_path, "original")
     network = network_of(content, partition, original_path)

@@ -93,6 +93,7 @@ def membership(z, y, z_test, y_test, deposited):
     Scores: cross-entropy at the true label and the largest log-probability in D_r; logistic regression over ten
     stratified splits; as many of each class on either side. R gives 0.5 by construction. An attack on the population,
     so a lower bound (Hayes et al., SaTML 2025). No augmentation on either side.
+    Raises UserError for fewer than two test images.
     """
     scores = []
     for logits, labels in ((z_test, y_test), (z, y)):

@@ -49,7 +49,7 @@ def _place(path):
 
 
 def load_students(paths):
-    """The contents of metrics files of students."""
+    """The contents of metrics files of students. Raises UserError for those of others."""
     for path, metrics in zip(paths, runs := load_runs(paths)):
         if "student" not in metrics:
             raise UserError(f"{path} has no figures of a student: name files of analysis.train_student")

@@ -142,7 +142,7 @@ def batches(images, batch_size, device, *, generator=None):
 
     generator: shuffle and augment with it (training), in batches of exactly batch_size images, of which each rank gets
     an equal share; what is left over is not used in this pass. A smaller set is one batch. None: all images in order,
-    as they are (evaluation).
+    as they are (evaluation). Raises UserError for a batch that the ranks cannot share evenly.
     """
     training = generator is not None
     order = torch.randperm(len(images), generator=generator, device=device) if training else torch.arange(

@@ -57,7 +57,7 @@ def _read_table(root, name):
 
 def open_cub(data_dir, download, image_size):
     """CUB from data_dir, data_dir/CUB_200_2011 or, as Kaggle nests it, data_dir/*/CUB_200_2011; extracted, or
-    downloaded if `download`, when absent."""
+    downloaded if `download`, when absent. Raises UserError when it cannot be had or is not whole."""
     root, archive = os.path.join(data_dir, NAME), os.path.join(data_dir, ARCHIVE)
     for folder in (root, data_dir, *sorted(glob.glob(os.path.join(glob.escape(data_dir), "*", NAME)))):
         if any(os.path.exists(os.path.join(folder, table)) for table in TABLES):

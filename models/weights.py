@@ -36,7 +36,8 @@ def read_weights(path):
 
 
 def imagenet_weights(arch, image_size):
-    """torchvision's ImageNet weights of an architecture, downloaded, in torchvision's names."""
+    """torchvision's ImageNet weights of an architecture, downloaded, in torchvision's names. Raises UserError where
+    there are none, or no network."""
     if image_size <= SMALL_IMAGE:
         raise UserError(f"--weights imagenet fits the ImageNet stem, which images above {SMALL_IMAGE} pixels get: "
                         f"partition with a larger --image_size")

@@ -69,7 +69,7 @@ def test_attention_pairs_are_the_last_layers_of_each_resolution():
 
 
 @pytest.mark.parametrize("distillation,term", [("none", "ce"), ("logits", "kd"), ("attention", "at")])
-def test_a_student_of_either_teacher(chain, tmp_path, distillation, term):
+def test_a_student_learns_by_each_distillation(chain, tmp_path, distillation, term):
     save, data = chain
     flags = ["--teacher", save / "target.pt", "--data_dir", data, "--save_path", tmp_path, "--distillation",
              distillation, *TINY]
@@ -79,6 +79,8 @@ def test_a_student_of_either_teacher(chain, tmp_path, distillation, term):
     last = read_log(tmp_path / "student_log.jsonl")[-1]
     assert last[term] > 0 and last["test_pre_acc"] == pytest.approx(student["pre_acc"])
     assert load_network(str(tmp_path / "student.pt"))[0](torch.randn(1, 3, 16, 16)).shape == (1, 4)
+    if distillation != "none":  # the rest does not depend on it
+        return
     assert "nothing to do" in succeed("analysis/train_student.py", *flags)
     assert "another student run" in fail("analysis/train_student.py", *flags, "--teacher", save / "original.pt",
                                          unchanged=tmp_path)

@@ -37,7 +37,7 @@ def checksum(content):
 
 
 def save_checkpoint(path, kind, tensors, **content):
-    """Write a checkpoint atomically and return its checksum."""
+    """Write a checkpoint atomically and return its checksum. Raises UserError where the disk is full."""
     tensors = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # sharing no storage
                for name, tensor in tensors.items()}
     content = {"format": FORMAT, "kind": kind, "tensors": tensors, **content}

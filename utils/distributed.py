@@ -39,7 +39,8 @@ def join():
 
 
 def start(kind):
-    """This rank's device, "cuda" or "cpu", ready for what ranks do together."""
+    """This rank's device, "cuda" or "cpu", ready for what ranks do together. Raises UserError for a device that
+    ranks cannot have."""
     if ranks == 1:
         return torch.device(kind)
     if ":" in kind:
