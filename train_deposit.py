@@ -10,13 +10,13 @@ import torch
 
 from datasets import batches, evaluation_batches, first_images, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
+from models import synthesis
 from models.architectures import take_rows
 from models.bank import open_original
 from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS
 from models.pruning import cost
-from models.synthesis import STEPS, moved_to_preserved, synthetic
 from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
@@ -116,11 +116,11 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     data = batches(images, args.batch_size, runtime.device, generator=generator)
     for i, (x, labels) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
-            out = parallel(x, synthetic(x, moved, generator) if moved else None)
+            out = parallel(x, synthesis.synthetic(x, moved, generator) if moved else None)
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
-    made = STEPS * len(moved) / len(images) if moved and epoch == 0 else 0
+    made = synthesis.STEPS * len(moved) / len(images) if moved and epoch == 0 else 0
     return {**meter.means(), **({"passes": 2 + made} if moved else {})}
 
 
@@ -221,7 +221,7 @@ def main(args):
     moved = None
     for epoch in training.remaining_epochs():
         if args.lambda_ur and moved is None:  # within an epoch, so that its seconds count
-            moved = moved_to_preserved(lirf, images, runtime)
+            moved = synthesis.moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
         training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
 

@@ -87,10 +87,10 @@ def measure(modules, data, partition, device):
     """{name: counts} of T, of T~ by the difference and of every rule that merges T_r with T, for those of `modules`
     that are there, in one pass over (x, y) batches."""
     deposited, upper = torch.tensor(partition.deposit_classes, device=device), modules["upper"]
-    read = before_last_layer(modules["target_upper"])  # T~'s upper part differs in the last layer alone
+    before_last = before_last_layer(modules["target_upper"])  # T~'s upper part differs in the last layer alone
 
     def forward(x, y):
-        h_t = read(modules["target"](x))
+        h_t = before_last(modules["target"](x))
         outputs = {"target": modules["target_upper"][-1].fc(h_t)}
         if "difference" in modules:
             outputs["difference"] = upper(modules["difference"](x))

@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files: a display, even a broken one, is not asked
+os.environ["MPLBACKEND"] = "Agg"  # figures are files: a display, even a broken one, is not asked

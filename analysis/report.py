@@ -46,7 +46,8 @@ def entry(name, root):
         raise UserError(f"there is no log {missing[0]}: copy the run's records again (scripts/collect.sh)")
     heads = [read_log(log)[0] for log in sorted({log for found in logs.values() for log in found})]
     return {"data": table.data, "command": table.command, "runs": len(paths),
-            "logs": f"results/logs/{table.runs}", "hardware": sorted({head["hardware"] for head in heads}),
+            "logs": [f"results/logs/{pattern}" for pattern in f"{table.runs} {table.further}".split()],
+            "hardware": sorted({head["hardware"] for head in heads}),
             "commits": sorted({head["commit"] or "unknown" for head in heads}), "rows": table.rows(paths)}
 
 

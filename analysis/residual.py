@@ -62,11 +62,11 @@ class Known:
         """{"cut": the feature map at the cut, pooled to 2 x 2 (n, 4c), "last": what the last layer reads (n, d),
         "logits": (n, C), "y": (n,)} in float32, eval mode, no augmentation."""
         (lower, upper), found = self.parts, {"cut": [], "last": [], "logits": [], "y": []}
-        read = before_last_layer(upper)
+        before_last = before_last_layer(upper)
         self.network.eval()
         for x, y in evaluation_batches(self.images[split], self.runtime.device):
             f = lower(x)
-            h = read(f)
+            h = before_last(f)
             for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
                 found[name].append(part.cpu())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}

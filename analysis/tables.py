@@ -21,7 +21,7 @@ from utils.tables import above, summary, table1_rows
 class Table(NamedTuple):
     """data: what was measured on; command: what makes it; runs: patterns of its metrics files below results/logs/;
     rows: those files -> {row: {column: summary}}; corner: heading of the first column; logs: pattern of the logs beside
-    a metrics file; further: patterns below results/logs/ of the logs of other networks in the table, as R."""
+    a metrics file, "" for none; further: patterns below results/logs/ of the logs of other networks in the table."""
 
     data: str
     command: str

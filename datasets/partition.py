@@ -218,8 +218,8 @@ def read_partition(path):
 
 def partition_of_run(args, of_network, network_path):
     """The Partition of a stage that starts from a network: of --partition; unset, of partition.json in --save_path;
-    without that, of_network, the network's own. Raises UserError where these two files differ, and as other_draw
-    does."""
+    without that, of_network, the network's own. Raises UserError where --partition and the folder's own manifest
+    differ, and as other_draw does."""
     own = os.path.join(args.save_path, "partition.json")
     path = args.partition or own
     if args.partition is None and not os.path.exists(own):

@@ -63,7 +63,9 @@ for seed in "$@"; do
                 cp "$SAVE/default/seed$seed/partition.json" "$run"
             fi
             twin=$SAVE/losses/no_l_${axis#lambda_}/seed$seed # a weight of 0 is a loss left out
-            if [ "${words[0]}" = 0 ] && [ -d "$twin" ] && [ ! -e "$run/target.pt" ]; then cp -r "$twin/." "$run"; fi
+            if [ "${words[0]}" = 0 ] && [ -e "$twin/recover.pt" ] && [ ! -e "$run/deposit_log.jsonl" ]; then
+                cp -r "$twin/." "$run"
+            fi
             measured_deposit "$run" "$seed" "${words[@]:1}"
         done
     done

@@ -25,7 +25,11 @@ if [ -n "${PUBLISHED:-}" ]; then
             exit 1
             ;;
     esac
-    ARCH=$PUBLISHED EPOCHS=0 WEIGHTS=${WEIGHTS:-$DATA_DIR/$file}
+    if [ "$DATASET" != cifar10 ]; then
+        echo "PUBLISHED: these networks know CIFAR-10, not $DATASET: leave it out" >&2
+        exit 1
+    fi
+    ARCH=$PUBLISHED EPOCHS=0 WEIGHTS=$DATA_DIR/$file
     PARTITION_FLAGS="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 ${PARTITION_FLAGS:-}" # as its author normalised
     if [ ! -e "$WEIGHTS" ]; then
         echo "$WEIGHTS is not there: download $PUBLISHED_AT/$file into $DATA_DIR" >&2
@@ -54,7 +58,7 @@ train_from_scratch() { # folder, which has a partition, seed [flag ...]: with RE
 
 retrain() { # folder, seed of the draw, seed: R
     draw_partition "$1" "$2"
-    train_from_scratch "$1" "$3" --subset retrain
+    train_from_scratch "$1" "$3" --subset retrain --seed "$3" # last: it wins over one among the flags
 }
 
 require_retrain_epochs() { # what is trained from scratch is known before anything begins

@@ -178,6 +178,7 @@ CONTRADICTIONS = {
         (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch="vgg"), "is unknown"),
         (lambda c: c["partition"].pop("samples"), "not a partition"),
         (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target")],
+    "target": [(lambda c: c.pop("away"), "before deposits had names")],
     "deposit": [
         (lambda c: c.update(target="0" * 64), "does not belong to"),
         (lambda c: c["tensors"].update({"stem.conv1.weight": torch.zeros(99, 3, 3, 3)}), "stem.conv1"),
@@ -296,11 +297,15 @@ def test_a_withdrawal_needs_the_file_of_its_own_rule_alone(chain, spoiled, merge
     assert f"{needed}.pt does not exist" in fail("withdraw.py", *flags, unchanged=spoiled)
 
 
-def test_what_would_refuse_an_original_at_its_end_or_spoil_the_next_start_is_told_at_once(chain, tmp_path):
+def test_what_would_refuse_a_run_at_its_end_or_spoil_the_next_start_is_told_at_once(chain, tmp_path):
     metrics = json.loads((chain[0] / "metrics.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "partition_hash": "another"}))
-    assert "figures of another partition" in fail("train_scratch.py", *scratch_flags(chain, tmp_path),
-                                                  unchanged=tmp_path)
+    from_original = ["--save_path", tmp_path, "--data_dir", chain[1], "--original", chain[0] / "original.pt", *MEASURE]
+    for script, flags in (("train_scratch.py", scratch_flags(chain, tmp_path)), ("train_deposit.py", from_original),
+                          ("analysis/forget.py", [*from_original, "--method", "delete"]),
+                          ("withdraw.py", ["--save_path", tmp_path, "--target", chain[0] / "target.pt", "--deposit",
+                                           chain[0], *MEASURE])):
+        assert "figures of another partition" in fail(script, *flags, unchanged=tmp_path)
     (tmp_path / "metrics.json").unlink()
     for name, said in (("target", "original"), ("recover", "original")):
         weights = ["--weights", chain[0] / f"{name}.pt", "--epochs", "0"]

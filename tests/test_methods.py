@@ -110,7 +110,7 @@ def test_a_method_trains_on_d_alone_and_writes_what_the_stages_write(chain, tmp_
 
     with mock.patch.object(forget, "load_images", noted):
         succeed("analysis/forget.py", "--method", name, *forget_flags(chain, tmp_path, "--bn_stats", "frozen"))
-    assert asked[0] == ("train", (1,)) and len(asked) == 2  # the other images are for the log alone
+    assert asked == [("train", (1,)), ("test", (0, 1, 2, 3))]  # the latter for the log alone
     target, partition = load_network(str(tmp_path / "target.pt"))
     before = load_network(str(chain[0] / "original.pt"))[0].state_dict()
     changed = {key for key, tensor in target.state_dict().items() if not torch.equal(tensor, before[key])}
@@ -194,6 +194,7 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     assert metrics["recover"]["difference"]["counts"] == metrics["original"]["counts"]
     head, *epochs = [json.loads(line) for line in (tmp_path / "deep" / "deposit_log.jsonl").read_text().splitlines()]
     assert head["settings"]["lambda_ur"] == 20 and all(epoch["l_ur"] > 0 for epoch in epochs)
+    assert [epoch["passes"] for epoch in epochs] == [4] + (len(epochs) - 1) * [2]  # all of D_r was moved, in two steps
     logged = {name.removeprefix("target_"): value for name, value in epochs[-1].items() if name.startswith("target_")}
     assert logged == {name: pytest.approx(metrics["target"][name]) for name in logged} and logged
     succeed("analysis/robustness.py", "--runs", tmp_path / "deep", "--data_dir", chain[1], "--steps", 0, 2, "--out",

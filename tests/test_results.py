@@ -38,7 +38,7 @@ def test_the_readme_measures_a_network_as_the_stages_do(chain, tmp_path, monkeyp
     (tmp_path / "data").symlink_to(data)
     monkeypatch.chdir(tmp_path)
     exec(PROGRAMS[0], {})
-    figures = json.loads((save / "metrics.json").read_text())["recover"]["concat"]
+    figures = json.loads((save / "metrics.json").read_text())["target"]
     assert ast.literal_eval(capsys.readouterr().out) == {
         key: figures[key] for key in ("pre_acc", "dep_acc", "forgetting", "h_mean", "avg_acc")}
 

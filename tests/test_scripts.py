@@ -159,6 +159,7 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     ("1_table1_cifar10", [], {"VARIANTS": "split"}, "'split' is none of"),
     ("1_table1_cifar10", ["trials"], {}, "'trials' is no seed"),
     ("5_ablation", [], {"PUBLISHED": "resnet18"}, "'resnet18' is neither"),
+    ("2_table1_cub200", [], {"PUBLISHED": "resnet20"}, "not cub200: leave it out"),
     ("9_methods", [], {"PUBLISHED": "resnet56", "DATA_DIR": "none"}, "/resnet56-4bfd9763.th into none"),
     ("1_table1_cifar10", [], {"DEPOSIT_FLAGS": "--lr 0.1 --preset deep"}, "name it there"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
