@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
-from analysis.methods import forgetting_rows, measures_of, records_of, rows_of
+from analysis.methods import forgetting_rows, h_mean, measures_of, read_record, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
@@ -130,6 +130,24 @@ def attacks(paths):
             for name, runs in measures_of(records).items()}
 
 
+def method_trials(paths):
+    """H Mean on held-out images of the trials of scripts/9_methods.sh, from what analysis.residual wrote: a row a
+    method and value of its second setting, rates rising from left to right. Bold: the best of a method."""
+    cells, rows = {}, {}
+    for path in paths:
+        method, cell = path.split(os.sep)[-3:-1]
+        rate, second = cell.removeprefix("lr").split("_", 1)
+        record = read_record(path)
+        found = h_mean(record["measures"], record["reference"]["original"])
+        cells.setdefault(method, []).append((float(rate), found, second, f"{found:.2f} at {rate}"))
+    for method, trials in cells.items():
+        best = max(found for _, found, _, _ in trials)
+        for _, found, second, text in sorted(trials):
+            row = rows.setdefault(f"{method}, {second}", {})
+            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if found == best else text
+    return rows
+
+
 def trade(paths):
     """Settings of one method, from what analysis.residual wrote: what T keeps, and what its features still tell: the
     probe, and rho of it after the upper part and at the cut."""
@@ -215,6 +233,11 @@ TABLES = {
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network",
                    further="methods/resnet20/retrained_0/seed*/*_log.jsonl")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
+    "method_trials": Table("CIFAR-10, held-out images that T0 has not seen, draw of seed 10",
+                           published("resnet20", "9_methods.sh trials", "RETRAIN_EPOCHS=15 METHODS=... "),
+                           "methods_trials/resnet20_unseen/*/*/target_residual_*.json", method_trials,
+                           "H Mean of method, batch norm",
+                           further="methods_trials/resnet20_unseen/original/*_log.jsonl"),
     "attacks": Table("CIFAR-10, test set, draw of seed 1",
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
                      "methods/resnet20/[dl]*/seed1/target_residual_*.json attacks/*/seed1/*_residual_*.json", attacks,
