@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from analysis.ablation import FIGURES, by_variant, named, overview, variant_rows
 from analysis.bank import bank_rows, module_rows
-from analysis.methods import forgetting_rows, h_mean, measures_of, read_record, records_of, rows_of
+from analysis.methods import choose, forgetting_rows, measures_of, records_of, rows_of
 from analysis.recovery import recovery_rows
 from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
@@ -132,19 +132,16 @@ def attacks(paths):
 
 def method_trials(paths):
     """H Mean on held-out images of the trials of scripts/9_methods.sh, from what analysis.residual wrote: a row a
-    method and value of its second setting, rates rising from left to right. Bold: the best of a method."""
-    cells, rows = {}, {}
-    for path in paths:
-        method, cell = path.split(os.sep)[-3:-1]
-        rate, second = cell.removeprefix("lr").split("_", 1)
-        record = read_record(path)
-        found = h_mean(record["measures"], record["reference"]["original"])
-        cells.setdefault(method, []).append((float(rate), found, second, f"{found:.2f} at {rate}"))
-    for method, trials in cells.items():
-        best = max(found for _, found, _, _ in trials)
-        for _, found, second, text in sorted(trials):
-            row = rows.setdefault(f"{method}, {second}", {})
-            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if found == best else text
+    method and value of its second setting, rates rising from left to right. Bold: the trial that `choose` chooses."""
+    folders, rows = {}, {}
+    for folder in map(os.path.dirname, paths):
+        folders.setdefault(folder.split(os.sep)[-2], []).append(folder)
+    for method, trials in folders.items():
+        chosen, cells = choose(trials)
+        settings = {cell: cell.removeprefix("lr").split("_", 1) for cell in cells}
+        for cell, (rate, second) in sorted(settings.items(), key=lambda found: float(found[1][0])):
+            row, text = rows.setdefault(f"{method}, {second}", {}), f"{cells[cell]['H Mean']['mean']:.2f} at {rate}"
+            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if cell == chosen["h_mean"] else text
     return rows
 
 
