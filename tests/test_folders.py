@@ -171,7 +171,7 @@ ODD, NUMBERS = ["$10 bill", "$5", "a#b%c", "hot", "spicy", "猫"], ["1", "10", "
     (CLASSES, "0, 3", ["ant", "dog"]), (ODD, "猫,hot, spicy, a#b%c", ["a#b%c", "hot", "spicy", "猫"]),
     (ODD, "1", ["$5"]), (NUMBERS, "1,20", ["1", "20"]), (NUMBERS, "0,4", ["1", "3"]), (NUMBERS, "3", ["3"]),
     (NUMBERS, "20,4", "no class"), (NUMBERS, "1,4", "'4' is no class"),
-    (NUMBERS, "1,99", "no class"),
+    (NUMBERS, "1,99", "no class"), (CLASSES, "0, dog", "'0' is no class"),
 ])
 def test_a_list_of_deposit_classes_is_all_names_or_all_ids(tmp_path, names, listed, expected):
     make_folder(tmp_path, classes=names, train=2, test=1)
