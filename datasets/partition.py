@@ -225,7 +225,7 @@ def partition_of_run(args, of_network, network_path):
     if args.partition is None and not os.path.exists(own):
         return of_network
     partition = read_partition(path)
-    if os.path.exists(own) and read_partition(own).hash != partition.hash:
+    if path != own and os.path.exists(own) and read_partition(own).hash != partition.hash:
         raise UserError(f"{own} is of another partition than {path}: choose another --save_path")
     return of_network.other_draw(partition, path, network_path)
 
