@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets import batches, evaluation_batches, evaluation_sets, load_images, read_partition
-from datasets.batches import steps_per_epoch
+from datasets.batches import images_per_step, steps_per_epoch
 from models import losses
 from models.architectures import ARCHITECTURES, build_network
 from models.checkpoints import describe, network_of, read
@@ -74,14 +74,15 @@ def require_attention_pairs(arch, teacher, partition):
 def train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns the mean of every loss."""
     student.train()
+    layers = args.distillation == "attention"  # else the whole pass, which may be captured
     meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
     data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
             if args.distillation != "none":
                 with torch.no_grad():
-                    z_0, f_0 = with_layers(teacher, x)
-            z, f = with_layers(student, x)
+                    z_0, f_0 = with_layers(teacher, x) if layers else (teacher(x), None)
+            z, f = with_layers(student, x) if layers else (student(x), None)
         terms = {"ce": F.cross_entropy(z.float(), y)}
         terms["loss"] = terms["ce"]
         if args.distillation == "logits":
@@ -136,6 +137,8 @@ def main(args):
     student = runtime.place(build_network(args.student, len(classes), partition.image_size))
     optimizer = make_optimizer(student.parameters(), args, nesterov=True)
     training.track(optimizer, student=student)
+    if args.distillation != "attention" and training.next_epoch < args.epochs:
+        runtime.captured(student, images_per_step(images, args.batch_size), partition.image_size)
 
     def counts_on(split):
         return count_correct(student, evaluation_batches(evaluation[split], runtime.device), len(classes))
