@@ -297,7 +297,8 @@ def test_a_captured_pass_trains_as_any_other(precision):
             return found, network.eval()(x[:3])
 
     (found, z), (expected, z_0) = losses(True), losses(False)
-    assert found == expected and torch.equal(z, z_0)
+    assert found == pytest.approx(expected, rel=1e-5)  # a backward pass may add in another order
+    torch.testing.assert_close(z, z_0, rtol=1e-3, atol=1e-3)
 
 
 def test_a_pass_is_captured_once_for_a_run_that_trains(chain, tmp_path, monkeypatch):
