@@ -43,10 +43,10 @@ def table1(*, paper=None):
 
 
 def variants(paths):
-    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: what T keeps of the deposit
-    classes, and Avg Acc of each withdrawal minus that of T0."""
+    """Deposits by other terms or another cut, from metrics files <variant>/seed<k>/<file>: Pre and Dep Acc of T, and
+    Avg Acc of each withdrawal minus that of T0."""
     withdrawals = {merge: partial(above, key=merge) for merge in ("concat", "tr_alone", "released", "difference")}
-    return variant_rows(by_variant(paths), {"T: Dep": FIGURES["T: Dep"], **withdrawals})
+    return variant_rows(by_variant(paths), {**{key: FIGURES[key] for key in ("T: Pre", "T: Dep")}, **withdrawals})
 
 
 def trials(paths):
@@ -131,8 +131,8 @@ def attacks(paths):
 
 
 def method_trials(paths):
-    """H Mean on held-out images of the trials of scripts/9_methods.sh, from what analysis.residual wrote: a row a
-    method and value of its second setting, rates rising from left to right. Bold: the trial that `choose` chooses."""
+    """H Mean / Dep of the probe, on held-out images, of the trials of scripts/9_methods.sh, from what analysis.residual
+    wrote: a row a method and value of its second setting, rates rising from left to right. Bold: the frozen trial."""
     folders, rows = {}, {}
     for folder in map(os.path.dirname, paths):
         folders.setdefault(folder.split(os.sep)[-2], []).append(folder)
@@ -140,8 +140,10 @@ def method_trials(paths):
         chosen, cells = choose(trials)
         settings = {cell: cell.removeprefix("lr").split("_", 1) for cell in cells}
         for cell, (rate, second) in sorted(settings.items(), key=lambda found: float(found[1][0])):
-            row, text = rows.setdefault(f"{method}, {second}", {}), f"{cells[cell]['H Mean']['mean']:.2f} at {rate}"
-            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if cell == chosen["h_mean"] else text
+            row = rows.setdefault(f"{method}, {second}", {})
+            text = " / ".join(f"{cells[cell][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
+            frozen = chosen["probe" if method == "deep" else "h_mean"]
+            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if cell == frozen else text
     return rows
 
 
@@ -185,9 +187,14 @@ TABLES = {
                                       "table1/cifar10_resnet20/authors/seed*/metrics.json", table1()),
     "variants_resnet20": Table(CIFAR10, published("resnet20", variables='VARIANTS="paper authors ours split2" '),
                                "table1/cifar10_resnet20/*/seed*/metrics.json", variants, "deposit by"),
-    "cifar10_resnet18": Table(CIFAR10, 'WEIGHTS=epoch14.pt EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 --warmup_epochs 0.5" '
-                              "bash scripts/1_table1_cifar10.sh 0 1 2",
-                              "table1/cifar10_resnet18/paper/seed*/metrics.json", table1(paper="cifar10")),
+    "cifar10_resnet18": Table(CIFAR10, "EPOCHS=70 INDEPENDENT=1 bash scripts/1_table1_cifar10.sh 0 1 2 (Independent in "
+                              "part)", "table1/cifar10_resnet18/paper/seed*/metrics.json", table1(paper="cifar10")),
+    "variants_resnet18": Table(CIFAR10, 'EPOCHS=70 VARIANTS="paper authors ours split2" bash '
+                               "scripts/1_table1_cifar10.sh 0 1 2",
+                               "table1/cifar10_resnet18/*/seed*/metrics.json", variants, "deposit by"),
+    "cifar10_resnet18_24epochs": Table(CIFAR10, 'WEIGHTS=epoch14.pt EPOCHS=10 ORIGINAL_FLAGS="--lr 0.05 '
+                                       '--warmup_epochs 0.5" bash scripts/1_table1_cifar10.sh 0 1 2',
+                                       "table1/cifar10_resnet18_24epochs/paper/seed*/metrics.json", table1()),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
     "cub200": Table("CUB-200-2011, 128 pixels, test set, three draws", "bash scripts/2_table1_cub200.sh",
@@ -197,8 +204,14 @@ TABLES = {
                               "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (in part)",
                     "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER,
                     further="retrained_30/seed0/*_log.jsonl"),
+    "table3_20epochs": Table("CIFAR-10, test set, draw of seed 0",
+                             published("resnet20", "3_table3_transferability.sh 0",
+                                       "RETRAIN_EPOCHS=60 STUDENTS=cnn STUDENT_EPOCHS=20 ") + " (in part)",
+                             "table3/resnet20_20epochs/*/*/seed*/metrics.json", table3_rows, CORNER,
+                             further="table3/resnet20_20epochs/lambda_at_*/seed0/*_log.jsonl"),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
-                  "tsne/*.json", tsne, "share (%)", "", "table1/cifar10_resnet*/paper/seed0/*_log.jsonl"),
+                  "tsne/*.json", tsne, "share (%)", "", "table1/cifar10_resnet18_24epochs/paper/seed0/*_log.jsonl "
+                  "table1/cifar10_resnet20/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
                            "bank/resnet20/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
@@ -224,31 +237,30 @@ TABLES = {
                                "*/seed*/deposit_log.jsonl"),
     **{name: Table(CIFAR10,
                    published("resnet20", "9_methods.sh 0 1 2",
-                             'RETRAIN_EPOCHS=60 RETRAINED=0 METHODS="delete lirf" MEASURES="answers probe ..." ')
-                   + " (RETRAIN_EPOCHS=30 for 1 and 2; trials of other commits); deep without trials: train_deposit.py "
-                   "--preset deep",
+                             'RETRAIN_EPOCHS=60 RETRAINED=0 MEASURES="answers probe ..." '),
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network",
                    further="methods/resnet20/retrained_0/seed*/*_log.jsonl")
        for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
-    "method_trials": Table("CIFAR-10, held-out images that T0 has not seen, draw of seed 10",
-                           published("resnet20", "9_methods.sh trials", "RETRAIN_EPOCHS=15 METHODS=... "),
-                           "methods_trials/resnet20_unseen/*/*/target_residual_*.json", method_trials,
-                           "H Mean of method, batch norm",
-                           further="methods_trials/resnet20_unseen/original/*_log.jsonl"),
+    **{name: Table("CIFAR-10, held-out images that T0 has not seen, draw of seed 10",
+                   published("resnet20", "9_methods.sh trials", "RETRAIN_EPOCHS=60 "), runs, method_trials,
+                   "H Mean / probe of", further="methods_trials/resnet20/original/*_log.jsonl")
+       for name, runs in (("method_trials", "methods_trials/resnet20/[!d]*/*/target_residual_*.json "
+                                            "methods_trials/resnet20/delete/*/target_residual_*.json"),
+                          ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
+    "methods_probe": Table("CIFAR-10, test set, draws of seeds 0 and 1",
+                           "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
+                           "methods_probe/resnet20/*/seed*/target_residual_*.json "
+                           "methods/resnet20/deep/seed*/target_residual_*.json", trade, "network",
+                           further="methods/resnet20/retrained_0/seed*/*_log.jsonl"),
     "attacks": Table("CIFAR-10, test set, draws of seeds 1 and 2",
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
-                     "methods/resnet20/[dl]*/seed[12]/target_residual_*.json", attacks,
-                     "network", further="methods/resnet20/retrained_0/seed[12]/*_log.jsonl"),
+                     "attacks/resnet20/[dl]*/seed[12]/target_residual_*.json", attacks,
+                     "network", further="attacks/resnet20/retrained_0/seed[12]/*_log.jsonl"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (deep.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting",
                    further="methods/resnet20/retrained_0/seed0/*_log.jsonl"),
-    "trade_draws": Table(CIFAR10, "python train_deposit.py --preset deep ... (deep.md)",
-                         "trade/lambda_ur5_lr0.05/seed*/target_residual_*.json "
-                         "trade/lambda_ur20_lr0.03/seed*/target_residual_*.json "
-                         "methods/resnet20/deep/seed*/target_residual_*.json", trade, "setting",
-                         further="methods/resnet20/retrained_0/seed*/*_log.jsonl"),
-    **{name: Table(CIFAR10, "bash scripts/9_methods.sh, as above",
-                   f"methods/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
+    **{name: Table(CIFAR10, "python -m analysis.robustness --runs ...",
+                   f"robustness/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table("CIFAR-10, test set, draw of seed 0",
                       published("resnet20", "5_ablation.sh 0",
