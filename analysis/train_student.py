@@ -74,15 +74,16 @@ def require_attention_pairs(arch, teacher, partition):
 def train_one_epoch(student, teacher, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns the mean of every loss."""
     student.train()
-    layers = args.distillation == "attention"  # else the whole pass, which may be captured
+    # feature maps where they are asked for, else the whole pass, which may be captured
+    outputs = with_layers if args.distillation == "attention" else lambda network, x: (network(x), None)
     meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
     data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
             if args.distillation != "none":
                 with torch.no_grad():
-                    z_0, f_0 = with_layers(teacher, x) if layers else (teacher(x), None)
-            z, f = with_layers(student, x) if layers else (student(x), None)
+                    z_0, f_0 = outputs(teacher, x)
+            z, f = outputs(student, x)
         terms = {"ce": F.cross_entropy(z.float(), y)}
         terms["loss"] = terms["ce"]
         if args.distillation == "logits":
