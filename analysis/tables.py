@@ -197,7 +197,7 @@ TABLES = {
                                        "table1/cifar10_resnet18_24epochs/paper/seed*/metrics.json", table1()),
     "cifar10_resnet56": Table(CIFAR10, published("resnet56"), "table1/cifar10_resnet56/paper/seed*/metrics.json",
                               table1(paper="cifar10")),
-    "cub200": Table("CUB-200-2011, 128 pixels, test set, three draws", "bash scripts/2_table1_cub200.sh",
+    "cub200": Table("CUB-200-2011, 128 pixels, test set, three draws", "INDEPENDENT=1 bash scripts/2_table1_cub200.sh",
                     "table1/cub200/paper/seed*/metrics.json", table1(paper="cub200")),
     "table3": Table("CIFAR-10, test set, draw of seed 0",
                     published("resnet20", "3_table3_transferability.sh 0",
@@ -247,7 +247,7 @@ TABLES = {
        for name, runs in (("method_trials", "methods_trials/resnet20/[!d]*/*/target_residual_*.json "
                                             "methods_trials/resnet20/delete/*/target_residual_*.json"),
                           ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
-    "methods_probe": Table("CIFAR-10, test set, draws of seeds 0 and 1",
+    "methods_probe": Table(CIFAR10,
                            "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
                            "methods_probe/resnet20/*/seed*/target_residual_*.json "
                            "methods/resnet20/deep/seed*/target_residual_*.json", trade, "network",
