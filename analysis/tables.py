@@ -139,11 +139,12 @@ def method_trials(paths):
     for method, trials in folders.items():
         chosen, cells = choose(trials)
         settings = {cell: cell.removeprefix("lr").split("_", 1) for cell in cells}
-        for cell, (rate, second) in sorted(settings.items(), key=lambda found: float(found[1][0])):
+        by_rate = sorted(settings.items(), key=lambda found: (float(found[1][0]), len(found[1][1]), found[1][1]))
+        for cell, (rate, second) in by_rate:
             row = rows.setdefault(f"{method}, {second}", {})
             text = " / ".join(f"{cells[cell][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
             frozen = chosen["probe" if method == "deep" else "h_mean"]
-            row[("lowest rate", "middle", "highest")[len(row)]] = f"**{text}**" if cell == frozen else text
+            row[("lowest rate", "second", "third")[len(row)]] = f"**{text}**" if cell == frozen else text
     return rows
 
 
