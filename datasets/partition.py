@@ -126,7 +126,7 @@ class Partition:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise UserError(f"{where} is not a partition of this project ({reason}): "
-                            f"write it again with partition_data.py") from None
+                            f"remove it, then run partition_data.py again") from None
         return partition
 
 

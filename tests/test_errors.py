@@ -153,7 +153,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("spoil,word", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "damaged"), (flip_a_bit, "damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "remove"), (flip_a_bit, "damaged"),
     (lambda path: path.write_bytes(b""), "damaged or no checkpoint"),
     (lambda path: path.write_text("{}"), "damaged or no checkpoint"),
     (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "no checkpoint of this project"),
@@ -418,8 +418,8 @@ def test_a_reader_that_leaves_is_told_in_one_line_and_the_run_can_go_on(chain, t
 # numerics
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(chain, tmp_path):
-    line = fail("train_scratch.py", *scratch_flags(chain, tmp_path, "--epochs", "40", "--schedule", "constant", "--lr",
-                                                   "1e4"), statuses=[3])
+    line = fail("train_scratch.py", *scratch_flags(chain, tmp_path, "--epochs", "40", "--lr", "1e4"),
+                statuses=[3])
     assert "loss became" in line and "--lr" in line and not (tmp_path / "original.pt").exists()
 
 
