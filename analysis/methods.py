@@ -107,7 +107,7 @@ def costs(folder):
 
 
 def measures_of(records):
-    """{network: [its measures, a draw each]} of the methods, of T0 and R, which stand there once a draw."""
+    """{network: [its measures, a draw each]} of the methods and T0; R's are those of each seed, too."""
     references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
     return {"T0": [reference["original"] for reference in references],
             "R": [figures for reference in references for figures in reference["retrained"]],
@@ -161,7 +161,7 @@ def found_in(folder):
 
 def records_of(names):
     """{method: [residual record and its "costs", a draw each]} of files <method>/seed<k>/*_residual_*.json, over the
-    draws that all methods have. Raises UserError when there is none."""
+    draws that all methods have. Raises UserError when there is none, or where one was not measured alike."""
     records = {}
     for name in sorted(names):
         record, folder = read_record(name), os.path.dirname(name)
@@ -174,6 +174,9 @@ def records_of(names):
             runs.append({**record, "costs": costs(folder)})
     draws = [{run["settings"]["partition"] for run in runs} for runs in records.values()]
     common = set.intersection(*draws) if draws else set()
+    measured_on = {grounds(run) for runs in records.values() for run in runs}
+    if sum(partition in common for _, partition, _ in measured_on) > len(common):
+        raise UserError("a draw was measured on two splits, or beside two T0: measure all methods likewise")
     if not common:
         raise UserError("there is no draw with <method>/seed<k>/*_residual_*.json of every method that is there: run "
                         "scripts/9_methods.sh")
@@ -187,14 +190,14 @@ def print_tables(records, out=None):
     print_table(markdown(values, "Pre / Dep, or the figure") + rho, out)
 
 
-def draw(records, trade, out, measure="probe"):
-    """rho of a measure against the bytes that bring the classes back, and against H Mean: a point a method; bars: a
+def draw(records, trade, out):
+    """rho of the probe against the bytes that bring the classes back, and against H Mean: a point a method; bars: a
     deviation over draws. trade: records of further settings, small points of the second panel."""
     figure, (by_bytes, by_h_mean) = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
 
     def place(axes, x, runs, **style):
         """A point at the summary x of the runs, if they have both."""
-        rho = summary([usable(run["rho"].get(measure, {})) for run in runs])
+        rho = summary([usable(run["rho"].get("probe", {})) for run in runs])
         if x and rho:
             axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, ls="none", **style)
 
@@ -206,7 +209,7 @@ def draw(records, trade, out, measure="probe"):
     for runs in trade.values():
         place(by_h_mean, h_means(runs), runs, marker=".", color="grey")
     by_bytes.set(xscale="log", xlabel="kept to get the deposit classes back (KB, whole file)",
-                 ylabel=f"rho of the {measure} (1: as T0, 0: as R)")
+                 ylabel="rho of the probe (1: as T0, 0: as R)")
     by_h_mean.set(xlabel="H Mean of T")
     for axes in (by_bytes, by_h_mean):
         axes.axhline(0, color="grey", linewidth=0.8)

@@ -286,9 +286,10 @@ def measured(known, wanted, file, identity):
         record = {**identity, "measures": {}}
     require_settings(record, file, identity["settings"])
     record |= identity
+    if known.relearn_rate and record["measures"].get("relearn", {}).get("lr") not in (None, known.relearn_rate):
+        del record["measures"]["relearn"]  # its steps are not those of R's rate
     for name in wanted:
-        of_rate = record["measures"].get(name, {}).get("lr") if name == "relearn" else None
-        if name not in record["measures"] or known.relearn_rate and of_rate not in (None, known.relearn_rate):
+        if name not in record["measures"]:
             record["measures"][name] = figures = MEASURES[name](known)
             save_json(file, record)
             print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()

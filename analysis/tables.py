@@ -143,7 +143,7 @@ def method_trials(paths):
         for cell, (rate, second) in by_rate:
             row = rows.setdefault(f"{method}, {second}", {})
             text = " / ".join(f"{cells[cell][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
-            frozen = chosen["probe" if method == "deep" else "h_mean"]
+            frozen = chosen["probe" if method == "deep" and "probe" in chosen else "h_mean"]
             row[("lowest rate", "second", "third")[len(row)]] = f"**{text}**" if cell == frozen else text
     return rows
 

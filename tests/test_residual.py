@@ -226,6 +226,25 @@ def test_two_networks_of_one_draw_are_not_two_draws(tmp_path):
     assert "holds no measures" in fail("analysis/methods.py", "--runs", tmp_path)
 
 
+@pytest.mark.parametrize("other", [{"original": "1"}, {"settings": {"partition": "0", "eval_split": "val"}}])
+def test_methods_measured_on_other_images_or_beside_another_original_do_not_share_a_table(tmp_path, other):
+    record = {"settings": {"partition": "0", "eval_split": "test"}, "original": "0", "network": "0", "measures": {},
+              "rho": {}}
+    for method, changed in (("mine", {}), ("theirs", other)):
+        (tmp_path / method / "seed0").mkdir(parents=True)
+        (tmp_path / method / "seed0" / "target_residual_0.json").write_text(json.dumps({**record, **changed}))
+    assert "measured on two splits, or beside two T0" in fail("analysis/methods.py", "--runs", tmp_path)
+
+
+def test_steps_of_relearning_at_a_rate_that_is_not_rs_are_measured_again(tmp_path):
+    identity = {"network": "0", "original": "0", "settings": {}}
+    (tmp_path / "kept.json").write_text(json.dumps({**identity, "measures": {"relearn": {"steps": 5, "lr": 0.1}}}))
+    known = SimpleNamespace(relearn_rate=0.01)
+    assert residual.measured(known, [], str(tmp_path / "kept.json"), identity)["measures"] == {}
+    known.relearn_rate = 0.1
+    assert residual.measured(known, [], str(tmp_path / "kept.json"), identity)["measures"]["relearn"]["steps"] == 5
+
+
 def test_a_probe_of_few_images_a_class_holds_out_one_of_each():
     x, y = np.eye(10).repeat(2, 0) * 4, np.arange(10).repeat(2)
     assert measures.probe(x, y).score(x, y) == 1
