@@ -106,7 +106,7 @@ def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
 
 def add_schedule_args(group):
     """Flags of stages that train from scratch: the learning rate's schedule."""
-    group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine",
+    group.add_argument("--schedule", choices=["cosine", "step"], default="cosine",
                        help="cosine: falls towards zero; step: times 0.1 at each milestone")
     group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=[80, 120],
                        help="epochs at which --schedule step decays")

@@ -31,12 +31,10 @@ def learning_rate(args, step, steps_per_epoch):
     epoch = (step + 1) / steps_per_epoch
     if epoch < warmup:
         return args.lr * epoch / warmup
-    if schedule == "cosine":
-        done = (step - warmup * steps_per_epoch) / ((args.epochs - warmup) * steps_per_epoch)
-        return args.lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0), 1)))
     if schedule == "step":
         return args.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in args.milestones)
-    return args.lr
+    done = (step - warmup * steps_per_epoch) / ((args.epochs - warmup) * steps_per_epoch)
+    return args.lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0), 1)))
 
 
 def make_optimizer(parameters, args, nesterov=False):
