@@ -59,9 +59,9 @@ def get_args_parser():
     method = parser.add_argument_group("method")
     method.add_argument("--preset", choices=list(PRESETS), default="paper",
                         help="values of the flags below. paper: the paper's terms; authors: the released code's "
-                             "choices (full copy, any random label, L_re through T, no L_at); ours: T_r learns all "
-                             "logits and features; deep: T forgets more, held to T0 on synthetic images; bank: "
-                             "several deposits of one T0 add up")
+                             "choices (cut after block 2, full copy, any random label, L_re through T, no L_at); "
+                             "ours: T_r learns all logits and features; deep: T forgets more, held to T0 on "
+                             "synthetic images; bank: several deposits of one T0 add up")
     method.add_argument("--split_at", type=bounded(int), default=None,
                         help="n: the block after which T0 is cut into lower part T0^(-n) and upper part T0^(n-); "
                              "unset: the last one, so that the upper part is the head")
@@ -125,8 +125,8 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
 
 
 def accuracies_of_target(lirf, images, original, partition, runtime):
-    """T's column of Table 1 on images of the logged split, for the log alone: the last epoch is what is kept. {} where
-    `images` is None."""
+    """T's column of Table 1 on images of the logged split, before the rounding and of this deposit alone, for the log:
+    the last epoch is what is kept. {} where `images` is None."""
     if images is None:
         return {}
     upper = copy.deepcopy(lirf.eval().upper)

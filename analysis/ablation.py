@@ -10,6 +10,7 @@ from analysis.table1 import load_runs
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, read_log
+from utils.metrics import metrics_path
 from utils.tables import above, markdown, print_table, summary
 
 # axis -> (its title, where the default run stands on it, from the settings in that run's log)
@@ -101,7 +102,7 @@ def draw(axis, rows, path):
 def found_axes(folder, split):
     """{axis: metrics files of its finished runs and the default's} of the axes that were run, each over the draws that
     the default and all its values have. Raises UserError when there is none."""
-    name, axes = "metrics.json" if split == "test" else f"metrics_{split}.json", {}
+    name, axes = metrics_path("", split), {}
     for axis in AXES:
         draws = {}  # of each value
         for value in ("default", os.path.join(axis, "*")):

@@ -1,5 +1,5 @@
 """Other ways to forget, under the deposit's constraint: from T0 and the deposit set D_r alone make a target network T
-by one of METHODS. It logs and measures as train_deposit.py does; analysis.residual tells what T still knows."""
+by one of METHODS. It logs and writes T's figures; analysis.residual tells what T still knows."""
 
 import copy
 import os
@@ -30,7 +30,7 @@ class Networks:
     """T0 (frozen, eval mode), T, which starts as its copy, B with random weights, class ids, pixels' mean and std, and
     the weight of Spotter's cosine."""
 
-    def __init__(self, original, arch, partition, runtime, lambda_cosine=1.0):
+    def __init__(self, original, arch, partition, runtime, lambda_cosine):
         self.lambda_cosine = lambda_cosine
         self.original = runtime.place(original).requires_grad_(False).eval()
         self.target = copy.deepcopy(self.original).requires_grad_(True)
@@ -135,7 +135,7 @@ class Method(NamedTuple):
     stop: float = 0.0
 
 
-# This is the one place to add a method. Grids of --lr and --bn_stats for its trials are in scripts/9_methods.sh.
+# This is the one place to add a method. The grids of its trials are in scripts/9_methods.sh.
 METHODS = {
     "logit_mask": Method("deposit classes of probability 0", logit_mask),
     "pour_p": Method("features projected off D_r's rows", pour_p),

@@ -70,15 +70,15 @@ def named_among(x, y, x_test, y_test, deposited):
     return {"acc": 100 * float(probe(x[of_d], y[of_d]).score(x_test[test_of_d], y_test[test_of_d]))}
 
 
-def prototype(x, y, x_test, y_test, deposited, weight, bias, k, draws=10):
+def prototype(x, y, x_test, y_test, deposited, weight, bias, k):
     """Accuracy when D_r's rows of the last layer, weight (C, d) and bias (C,), become the mean of k features of the
-    class (Ha et al., 2506.01318), mean over draws.
+    class (Ha et al., 2506.01318), mean over ten draws.
 
     One rule for all networks: the row has the preserved rows' mean norm, bias 0. A row of norm 1 against larger ones
     loses by its scale alone; the authors mix it into the old row by a share that differs between methods.
     """
     found, norm = [], np.linalg.norm(np.delete(weight, deposited, 0), axis=1).mean()
-    for draw in range(draws):
+    for draw in range(10):
         rng, w, b = np.random.default_rng(draw), weight.copy(), bias.copy()
         for c in deposited:
             mean = rng.permutation(x[y == c])[:k].mean(0)

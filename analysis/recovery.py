@@ -1,12 +1,13 @@
 """Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it gives T0 back.
 
-For finished runs it measures ways to keep the same knowledge in one pass over the test set: the difference of the
-weights at several numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0's own
-lower part and, as a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those
-of whole files, up to a few that name the deposit."""
+For finished runs it measures ways to keep the same knowledge in one pass: the difference of the weights at several
+numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0's own lower part and, as
+a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those of whole files,
+up to a few that name the deposit."""
 
 import copy
 import io
+import itertools
 import os
 import tempfile
 import zlib
@@ -227,7 +228,7 @@ def draw(rows, out):
         if "largest" in form or "rank" in form:
             family = "difference, " + form.split(", ")[1].split()[0]
         families.setdefault(family, []).append((row["KB"]["mean"], row["Avg - Original"]["mean"]))
-    for marker, (family, points) in zip("osD^vPX*h<>", families.items()):
+    for marker, (family, points) in zip(itertools.cycle("osD^vPX*h<>"), families.items()):
         x, y = zip(*sorted(points))
         axes.plot(x, y, marker=marker, label=family, linestyle="--" if "trains" in family else "-")
     axes.axhline(0, color="grey", linewidth=0.8)

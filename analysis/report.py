@@ -14,7 +14,7 @@ from utils.tables import markdown
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LEDGER = "results/ledger.json"
-# <!-- table NAME --> or <!-- table NAME: row, row --> ... <!-- end -->
+# <!-- table NAME --> or <!-- table NAME: row; row --> ... <!-- end -->
 _SLOT = re.compile(r"(<!-- table ([\w.]+)(?:: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

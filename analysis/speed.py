@@ -97,7 +97,8 @@ def reference(args, runtime, root):
         transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
         transforms.Normalize((0.5,) * 3, (0.25,) * 3)]))
     # sampled with replacement, so that a few files make as many batches as are wanted
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * 10_000)
+    images = args.batch_size * args.steps * (args.rounds + 1)
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=images)
     loader = iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers,
                              pin_memory=runtime.device.type == "cuda"))
     network = build_network(args.arch, CLASSES, SIZE).to(runtime.device).train()

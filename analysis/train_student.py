@@ -1,5 +1,5 @@
 """Table 3: how much a student learns from a teacher. Trains a student on the whole training set, from its labels and by
-distillation from T0 or from a target network T, and measures its Pre Acc and Dep Acc."""
+distillation from T0, T or R, and measures its Pre Acc and Dep Acc."""
 
 import os
 

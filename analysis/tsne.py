@@ -1,5 +1,5 @@
-"""The paper's figure: t-SNE (van der Maaten and Hinton, 2008) of the last-layer features of T0, T and T~ on the test
-set, with a measure beside the picture: how many of an image's nearest neighbours are of its class."""
+"""The paper's figure: t-SNE (van der Maaten and Hinton, 2008) of the last-layer features of T0, T and T~,
+with a measure beside the picture: how many of an image's nearest neighbours are of its class."""
 
 import os
 
@@ -98,6 +98,8 @@ def main(args):
     images = images[chosen].to(runtime.device)
     labels = images.labels.cpu().numpy()
     deposited = np.isin(labels, partition.deposit_classes)
+    if not 0 < deposited.sum() < len(labels):
+        raise UserError(f"--images {len(labels)} drew preserved or deposit classes alone: show more")
 
     panels, measures = {}, {}
     writer = SummaryWriter(os.path.join(args.save_path, "tensorboard", "tsne"))

@@ -55,7 +55,7 @@ cells() { # method: a line a trial, its name and its flags
 }
 
 make_target() { # method folder folder of the original, seed [flag ...]
-    draw_partition "$2" "$4"
+    draw_partition "$2" "$4" || return # where a caller reads the status, set -e is off
     case $1 in
         lirf) train_deposit "$2" "$3" "$4" "${@:5}" ;;
         deep) train_deposit "$2" "$3" "$4" --preset deep "${@:5}" ;;

@@ -50,6 +50,10 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     assert list((tmp_path / "tensorboard" / "tsne").rglob("tensors.tsv"))
     flags = ["--save_path", tmp_path, "--data_dir", data, *MEASURE]
     assert "too few" in fail("analysis/tsne.py", *flags, "--images", "10", unchanged=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randperm", lambda n, generator: torch.arange(n).flip(0))  # the last classes alone
+        assert "deposit classes alone" in fail("analysis/tsne.py", *flags, "--images", "10", "--neighbours", "3",
+                                               unchanged=tmp_path)
     rewrite(tmp_path / "original.pt", lambda content: content["settings"].update(seed=9))
     assert "made from another original" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
     (tmp_path / "target.pt").unlink()
