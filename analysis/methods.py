@@ -1,6 +1,6 @@
 """Tables of scripts/9_methods.sh: the methods of forgetting, what each leaves of the deposit classes, and the figure of
-that beside the bytes that bring them back, over the draws that all methods have. With --choose, the cell of a grid at
-which a method is frozen."""
+that beside the bytes that bring them back, over the draws that all methods have. With --choose, the trial at which a
+method is frozen."""
 
 import glob
 import os
@@ -26,11 +26,11 @@ def get_args_parser():
     parser.add_argument("--trade", type=path, default=None,
                         help="a like folder, <setting>/seed<k>/: further points of methods.png")
     parser.add_argument("--choose", type=path, nargs="+", default=[],
-                        help="the cells of a grid, folders with target_residual_*.json: beside them go choice.md and, "
-                             "with the name of the cell that --rule chooses, choice.txt")
+                        help="the trials of a method, folders with target_residual_*.json: beside them go choice.md "
+                             "and, with the name of the trial that --rule chooses, choice.txt")
     parser.add_argument("--rule", choices=["h_mean", "probe"], default="h_mean",
                         help="on held-out images. h_mean: the highest H Mean; probe: of H Mean from "
-                             f"{DEEP:.0f}, the least Dep of the probe. Where no cell fits that: h_mean")
+                             f"{DEEP:.0f}, the least Dep of the probe. Where no trial fits that: h_mean")
     return parser
 
 
@@ -64,11 +64,11 @@ def grounds(record):
 
 
 def choose(folders):
-    """({rule: the cell that it chooses}, {cell: {figure: summary or text}}) of a grid measured on held-out images, of
-    its cells' folders. Of equal cells the first name is chosen; a rule that no cell satisfies chooses none. Raises
-    UserError when a cell is not measured, when test images were measured, or when the cells are of several partitions
+    """({rule: the trial that it chooses}, {trial: {figure: summary or text}}) of the folders of a method's trials,
+    measured on held-out images. Of equals the first name is chosen; a rule that none satisfies chooses none. Raises
+    UserError when a trial is not measured, when test images were measured, or when the trials are of several partitions
     or originals."""
-    cells, measured_on = {}, set()
+    trials, measured_on = {}, set()
     for folder in sorted(folders):
         names = glob.glob(os.path.join(glob.escape(folder), "target_residual_*.json"))
         if len(names) != 1:
@@ -79,7 +79,7 @@ def choose(folders):
         found, original = record["measures"], record.get("reference", {}).get("original", {})
         if not {"answers", "probe"} <= found.keys() or "answers" not in original:
             raise UserError(f"{names[0]} lacks answers or probe: measure them by analysis.residual")
-        cells[os.path.basename(os.path.normpath(folder))] = {
+        trials[os.path.basename(os.path.normpath(folder))] = {
             **found["answers"], "h_mean": h_mean(found, original), "probe": found["probe"]["dep"]}
     if len(measured_on) > 1 or measured_on.pop()[0] != "val":
         raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
@@ -87,11 +87,11 @@ def choose(folders):
     chosen = {}
     for rule, fits, cost in (("h_mean", lambda c: True, lambda c: -c["h_mean"]),
                              ("probe", lambda c: c["h_mean"] >= DEEP, lambda c: c["probe"])):
-        if fitting := [cell for cell in cells if fits(cells[cell])]:
-            chosen[rule] = min(fitting, key=lambda cell: cost(cells[cell]))
-    rows = {cell: {**{column: summary([figures[key]]) for key, column in COLUMNS.items()},
-                   "chosen by": ", ".join(rule for rule in chosen if chosen[rule] == cell) or "-"}
-            for cell, figures in cells.items()}
+        if fitting := [trial for trial in trials if fits(trials[trial])]:
+            chosen[rule] = min(fitting, key=lambda trial: cost(trials[trial]))
+    rows = {trial: {**{column: summary([figures[key]]) for key, column in COLUMNS.items()},
+                    "chosen by": ", ".join(rule for rule in chosen if chosen[rule] == trial) or "-"}
+            for trial, figures in trials.items()}
     return chosen, rows
 
 
@@ -226,11 +226,11 @@ def main(args):
         raise UserError("name either --runs, to which --trade may be added, or --choose")
     if args.choose:
         chosen, rows = choose(args.choose)
-        grid = os.path.dirname(os.path.normpath(args.choose[0]))
-        print_table(markdown(rows, "cell"), os.path.join(grid, "choice.md"))
+        parent = os.path.dirname(os.path.normpath(args.choose[0]))
+        print_table(markdown(rows, "trial"), os.path.join(parent, "choice.md"))
         if args.rule not in chosen:
-            print(f"no cell reaches H Mean {DEEP:.0f}: the highest is chosen")
-        print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(grid, "choice.txt"))
+            print(f"no trial reaches H Mean {DEEP:.0f}: the highest is chosen")
+        print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(parent, "choice.txt"))
         return
     records, trade = (records_of(found_in(folder)) if folder else {} for folder in (args.runs, args.trade))
     known, wanted = ({grounds(run) for runs in found.values() for run in runs} for found in (records, trade))

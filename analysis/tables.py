@@ -136,15 +136,15 @@ def method_trials(paths):
     folders, rows = {}, {}
     for folder in map(os.path.dirname, paths):
         folders.setdefault(folder.split(os.sep)[-2], []).append(folder)
-    for method, trials in folders.items():
-        chosen, cells = choose(trials)
-        settings = {cell: cell.removeprefix("lr").split("_", 1) for cell in cells}
+    for method, of_method in folders.items():
+        chosen, figures = choose(of_method)
+        settings = {trial: trial.removeprefix("lr").split("_", 1) for trial in figures}
         by_rate = sorted(settings.items(), key=lambda found: (float(found[1][0]), len(found[1][1]), found[1][1]))
-        for cell, (rate, second) in by_rate:
+        for trial, (rate, second) in by_rate:
             row = rows.setdefault(f"{method}, {second}", {})
-            text = " / ".join(f"{cells[cell][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
+            text = " / ".join(f"{figures[trial][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
             frozen = chosen["probe" if method == "deep" and "probe" in chosen else "h_mean"]
-            row[("lowest rate", "second", "third")[len(row)]] = f"**{text}**" if cell == frozen else text
+            row[("lowest rate", "second", "third")[len(row)]] = f"**{text}**" if trial == frozen else text
     return rows
 
 

@@ -31,7 +31,7 @@ case " $* " in
         ;;
 esac
 
-cells() { # method: a line a trial, its name and its flags
+trials_of() { # method: a line a trial, its name and its flags
     local values value other=bn_stats others="frozen updated" second
     case $1 in
         neg_grad) values="1e-5 1e-4 1e-3" ;;
@@ -65,10 +65,10 @@ make_target() { # method folder folder of the original, seed [flag ...]
 }
 
 chosen() { # method: the flags of its frozen trial
-    cells "$1" | sed -n "s/^$(cat "$SAVE/trials/$1/choice.txt") //p"
+    trials_of "$1" | sed -n "s/^$(cat "$SAVE/trials/$1/choice.txt") //p"
 }
 
-for method in $METHODS; do cells "$method" > /dev/null; done
+for method in $METHODS; do trials_of "$method" > /dev/null; done
 
 VAL_FRACTION=0.1
 draw_partition "$SAVE/trials/original" "$TRIAL_SEED"
@@ -84,7 +84,7 @@ for method in $METHODS; do
             3) echo "$run diverged: it is left out of the trials" >&2 ;;
             *) exit "$status" ;;
         esac
-    done < <(cells "$method")
+    done < <(trials_of "$method")
     python -m analysis.residual --networks "${runs[@]/%//target.pt}" --original "$SAVE/trials/original/original.pt" \
         --data_dir "$DATA_DIR" --eval_split val --measures answers probe
     rule=h_mean

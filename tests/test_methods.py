@@ -238,20 +238,20 @@ def test_l_ur_is_refused_where_the_rows_read_every_direction(chain):
 # trials and tables
 
 
-def test_a_cell_is_chosen_on_held_out_images(tmp_path):
-    cells = {"a": (91.5, 80), "b": (93.0, 70), "c": (92.0, 60), "d": (50.0, 10)}
-    for cell, (h_mean, dep) in cells.items():
-        (tmp_path / cell).mkdir()
+def test_a_trial_is_chosen_on_held_out_images(tmp_path):
+    trials = {"a": (91.5, 80), "b": (93.0, 70), "c": (92.0, 60), "d": (50.0, 10)}
+    for trial, (h_mean, dep) in trials.items():
+        (tmp_path / trial).mkdir()
         measures = {"answers": {"dep": 5.0, "pre": h_mean}, "probe": {"dep": dep, "pre": 90}}
         original = {"answers": {"dep": h_mean + measures["answers"]["dep"]}}
-        record = {"measures": measures, "reference": {"original": original}, "original": "0", "network": cell,
+        record = {"measures": measures, "reference": {"original": original}, "original": "0", "network": trial,
                   "settings": {"eval_split": "val", "partition": "1"}}
-        (tmp_path / cell / "target_residual_0.json").write_text(json.dumps(record))
-    folders = [str(tmp_path / cell) for cell in cells]
+        (tmp_path / trial / "target_residual_0.json").write_text(json.dumps(record))
+    folders = [str(tmp_path / trial) for trial in trials]
     assert methods.choose(folders)[0] == {"h_mean": "b", "probe": "c"}
     succeed("analysis/methods.py", "--choose", *folders, "--rule", "probe")
     assert (tmp_path / "choice.txt").read_text() == "c\n" and "| probe" in (tmp_path / "choice.md").read_text()
-    succeed("analysis/methods.py", "--choose", folders[3], "--rule", "probe")  # which no cell fits
+    succeed("analysis/methods.py", "--choose", folders[3], "--rule", "probe")  # which no trial fits
     assert (tmp_path / "choice.txt").read_text() == "d\n"
     assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path)
     (tmp_path / "e").mkdir()
