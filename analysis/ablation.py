@@ -83,7 +83,7 @@ def _order(value):
         return 1, 0.0, value
 
 
-def draw(axis, rows, path):
+def plot(axis, rows, path):
     """A panel a figure, the axis' values evenly spaced; bars are a standard deviation over draws. The difference gives
     T0 back on every axis: it has no panel."""
     shown = [name for name in FIGURES if name != "Avg - Original, difference"]
@@ -131,7 +131,7 @@ def named(rows_of_axes):
 def main(args):
     axes = overview(args.runs, args.eval_split)
     for axis, rows in axes.items():
-        draw(axis, rows, os.path.join(args.runs, axis))
+        plot(axis, rows, os.path.join(args.runs, axis))
     print_table(markdown(named(axes), corner="axis: value"), os.path.join(args.runs, "ablation.md"))
 
 

@@ -134,7 +134,7 @@ def module_rows(banks):
     return {f"{size}": {name: summary(rows[size].get(name)) for name in banks} for size in sorted(rows)}
 
 
-def draw(figures, names, out):
+def plot(figures, names, out):
     """Rows: states; columns: accuracy on each deposit's classes and on the rest."""
     values = [[*state["deposits"], state["rest"]] for state in figures]
     height = max(2.5, 0.24 * len(figures) + 1.2)
@@ -183,7 +183,7 @@ def main(args):
     figures = measure(network, differences, modules, classes, cleared, states, data, cut_after)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     save_json(f"{args.out}.json", result)
-    draw(figures, names, args.out)
+    plot(figures, names, args.out)
     print_table(markdown(bank_rows([result]), "deposits away"), f"{args.out}.md")
 
 

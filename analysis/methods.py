@@ -190,7 +190,7 @@ def print_tables(records, out=None):
     print_table(markdown(values, "Pre / Dep, or the figure") + rho, out)
 
 
-def draw(records, trade, out):
+def plot(records, trade, out):
     """rho of the probe against the bytes that bring the classes back, and against H Mean: a point a method; bars: a
     deviation over draws. trade: records of further settings, small points of the second panel."""
     figure, (by_bytes, by_h_mean) = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
@@ -237,7 +237,7 @@ def main(args):
     if wanted - known:
         raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")
     print_tables(records, os.path.join(args.runs, "methods.md"))
-    draw(records, trade, os.path.join(args.runs, "methods.png"))
+    plot(records, trade, os.path.join(args.runs, "methods.png"))
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def pruned_points(paths):
     return forms
 
 
-def draw(rows, out):
+def plot(rows, out):
     """Bytes against recovery, a line a family of forms."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     families = {}
@@ -263,7 +263,7 @@ def main(args):
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
     save_json(f"{args.out}.json", result)
     rows = recovery_rows(result)
-    draw(rows, args.out)
+    plot(rows, args.out)
     print_table(markdown(rows, "kept beside T"), f"{args.out}.md")
 
 

@@ -52,7 +52,7 @@ def neighbour_accuracy(features, labels, k):
     return (labels[found] == labels[:, None]).mean(1)
 
 
-def draw(panels, labels, partition, path):
+def plot(panels, labels, partition, path):
     """A panel a network, a colour a class, whose name stands in its middle; deposit classes are crosses."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4))
     few = partition.num_classes <= 20
@@ -120,7 +120,7 @@ def main(args):
     save_json(f"{out}.json", {"partition_hash": partition.hash, "split": args.eval_split, "images": len(labels),
                               "seed": args.seed, "neighbours": args.neighbours, "neighbour_accuracy": measures,
                               **runtime.describe()})
-    draw(panels, labels, partition, out)
+    plot(panels, labels, partition, out)
     print(f"wrote {out}.png and {out}.json")
 
 

@@ -269,7 +269,7 @@ def test_a_further_setting_is_a_point_of_the_figure(tmp_path):
 
     pictures = []
     for trade in ({}, {"setting": run(92, {"rho": 0.3})}, {"setting": run(92, {"rho": 0.3, "usable": False})}):
-        methods.draw({"lirf": run(91, {"rho": 0.9}), "unknown": run(90, {})}, trade, tmp_path / "m.png")
+        methods.plot({"lirf": run(91, {"rho": 0.9}), "unknown": run(90, {})}, trade, tmp_path / "m.png")
         pictures.append((tmp_path / "m.png").read_bytes())
     assert pictures[0] != pictures[1] and pictures[0] == pictures[2]  # no usable rho, no place
 
