@@ -250,7 +250,7 @@ TABLES = {
        for name, runs in (("method_trials", "methods_trials/resnet20/[!d]*/*/target_residual_*.json "
                                             "methods_trials/resnet20/delete/*/target_residual_*.json"),
                           ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
-    "methods_probe": Table(CIFAR10,
+    "methods_probe": Table("CIFAR-10, test set, draw of seed 0",
                            "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
                            "methods_probe/resnet20/*/seed*/target_residual_*.json "
                            "methods/resnet20/deep/seed*/target_residual_*.json", trade, "network",
