@@ -213,7 +213,7 @@ TABLES = {
                              "table3/resnet20_20epochs/*/*/seed*/metrics.json", table3_rows, CORNER,
                              further="table3/resnet20_20epochs/lambda_at_*/seed0/*_log.jsonl"),
     "tsne": Table("CIFAR-10, 3,000 test images, draw of seed 0", "SAVE=... bash scripts/4_figure_tsne.sh",
-                  "tsne/*.json", tsne, "share (%)", "", "table1/cifar10_resnet18_24epochs/paper/seed0/*_log.jsonl "
+                  "tsne/*.json", tsne, "share (%)", "", "tsne/run_resnet18/*_log.jsonl "
                   "table1/cifar10_resnet20/paper/seed0/*_log.jsonl"),
     "bank_resnet20": Table("CIFAR-10, test set, three draws of five deposits of one class",
                            published("resnet20", "8_bank.sh 0 1 2"),
@@ -250,7 +250,7 @@ TABLES = {
        for name, runs in (("method_trials", "methods_trials/resnet20/[!d]*/*/target_residual_*.json "
                                             "methods_trials/resnet20/delete/*/target_residual_*.json"),
                           ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
-    "methods_probe": Table("CIFAR-10, test set, draw of seed 0",
+    "methods_probe": Table("CIFAR-10, test set, draws of seeds 0 and 1",
                            "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
                            "methods_probe/resnet20/*/seed*/target_residual_*.json "
                            "methods/resnet20/deep/seed*/target_residual_*.json", trade, "network",
