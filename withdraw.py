@@ -135,9 +135,11 @@ def main(args):
                       "deposits": {names: percent(c, classes) for names, classes in deposits.items()}}
                for name, c in counts.items()}
     target = columns.pop("target")
+    if "released" in columns:
+        columns["released"]["reads_label"] = True
     record_network(args.save_path, partition, "original", original)
     metrics = metrics_path(args.save_path, args.eval_split)
-    write_metrics(metrics, partition, target=target, recover=columns)
+    write_metrics(metrics, partition, target=target, recover=columns, merge=args.merge)
     print_table(markdown(table1_rows([read_metrics(metrics, partition)])))
 
 
