@@ -153,7 +153,8 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("spoil,word", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "remove"), (flip_a_bit, "damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "damaged"), (flip_a_bit, "damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "remove a damaged file"), (flip_a_bit, "remove it"),
     (lambda path: path.write_bytes(b""), "damaged or no checkpoint"),
     (lambda path: path.write_text("{}"), "damaged or no checkpoint"),
     (lambda path: torch.save({"state_dict": {"w": torch.zeros(3)}}, path), "no checkpoint of this project"),

@@ -63,7 +63,7 @@ def load_plain(path, kind, advice):
     except Exception as error:  # a damaged file fails in as many ways as it has bytes
         # the pickle's word for a name to import; other bytes fail without it
         fault = "holds pickled code, which is never run" if "GLOBAL" in str(error) else f"is damaged or no {kind}"
-        raise UserError(f"{path} {fault} ({type(error).__name__}): remove or move it, then {advice}") from None
+        raise UserError(f"{path} {fault} ({type(error).__name__}): {advice}") from None
 
 
 def is_ours(path):
@@ -80,7 +80,7 @@ def load_checkpoint(path, kind):
     not match its checksum.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
-    advice = "run the stage that writes it, or name another"
+    advice = "run the stage that writes it (remove a damaged file first), or name another"
     if "original" in kinds:
         advice += "; weights of others become one by train_scratch.py --weights FILE --epochs 0"
     content = load_plain(path, "checkpoint of this project", advice)
@@ -91,8 +91,7 @@ def load_checkpoint(path, kind):
     except Exception:  # a damaged archive may hold anything
         sound = False
     if not sound:
-        raise UserError(f"{path} is damaged (it does not match its checksum): remove it, then run its stage "
-                        f"again")
+        raise UserError(f"{path} is damaged (it does not match its checksum): remove it, then run its stage again")
     if content["kind"] not in kinds:
         raise UserError(f"{path} is a checkpoint of kind '{content['kind']}', not {' or '.join(kinds)}")
     return content
