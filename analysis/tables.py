@@ -137,13 +137,14 @@ def method_trials(paths):
     for folder in map(os.path.dirname, paths):
         folders.setdefault(folder.split(os.sep)[-2], []).append(folder)
     for method, of_method in folders.items():
-        chosen, figures = choose(of_method)
+        with open(os.path.join(os.path.dirname(of_method[0]), "choice.txt"), encoding="utf-8") as file:
+            frozen = file.read().strip()
+        _, figures = choose(of_method)
         settings = {trial: trial.removeprefix("lr").split("_", 1) for trial in figures}
         by_rate = sorted(settings.items(), key=lambda found: (float(found[1][0]), len(found[1][1]), found[1][1]))
         for trial, (rate, second) in by_rate:
             row = rows.setdefault(f"{method}, {second}", {})
             text = " / ".join(f"{figures[trial][key]['mean']:.1f}" for key in ("H Mean", "probe Dep")) + f" at {rate}"
-            frozen = chosen["probe" if method == "deep" and "probe" in chosen else "h_mean"]
             row[("lowest rate", "second", "third")[len(row)]] = f"**{text}**" if trial == frozen else text
     return rows
 
@@ -247,8 +248,7 @@ TABLES = {
     **{name: Table("CIFAR-10, held-out images that T0 has not seen, draw of seed 10",
                    published("resnet20", "9_methods.sh trials", "RETRAIN_EPOCHS=60 "), runs, method_trials,
                    "H Mean / probe of", further="methods_trials/resnet20/original/*_log.jsonl")
-       for name, runs in (("method_trials", "methods_trials/resnet20/[!d]*/*/target_residual_*.json "
-                                            "methods_trials/resnet20/delete/*/target_residual_*.json"),
+       for name, runs in (("method_trials", "methods_trials/resnet20/*[!p]/*/target_residual_*.json"),  # all but deep's
                           ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
     "methods_probe": Table("CIFAR-10, test set, draws of seeds 0 and 1",
                            "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
@@ -263,7 +263,7 @@ TABLES = {
                    "trade/*/seed*/target_residual_*.json", trade, "setting",
                    further="methods/resnet20/retrained_0/seed0/*_log.jsonl"),
     **{name: Table(CIFAR10, "python -m analysis.robustness --runs ...",
-                   f"robustness/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
+                   f"attacks/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table("CIFAR-10, test set, draw of seed 0",
                       published("resnet20", "5_ablation.sh 0",
