@@ -107,7 +107,7 @@ def costs(folder):
 
 
 def measures_of(records):
-    """{network: [its measures, a draw each]} of the methods and T0; R's are those of each seed, too."""
+    """{network: [its measures, a draw each]} of the methods and T0, and of R, a draw and seed each."""
     references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
     return {"T0": [reference["original"] for reference in references],
             "R": [figures for reference in references for figures in reference["retrained"]],
