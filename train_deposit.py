@@ -106,9 +106,9 @@ def optimizer_of(lirf, args):
 
 
 def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved=None):
-    """One pass over D_r; returns the mean of every loss and, with synthetic images, the passes over as many images as
-    D_r has, in the first epoch with those that made them. parallel: lirf as utils.distributed gives it; moved: what
-    moved_to_preserved made."""
+    """One pass over D_r; returns the mean of every loss and, with synthetic images, "passes": the images seen, over
+    those of D_r, where the first epoch counts the steps that made the synthetic ones. parallel: lirf as
+    utils.distributed gives it; moved: what moved_to_preserved made."""
     lirf.train()
     meter, steps, generator = LossMeter(), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
@@ -171,14 +171,14 @@ def save_deposit(args, lirf, original, partition, settings, costs):
     t = copy.deepcopy(original.network)
     t.load_state_dict(shifted(original.target or t.state_dict(), difference, -1))
     rows = {"rows": take_rows(t[-1].fc, partition.deposit_classes)} if args.last_layer == "cleared" else {}
-    name = checksum({"tensors": {"difference": data, **rows}})[:16]
+    deposit_id = checksum({"tensors": {"difference": data, **rows}})[:16]
     whole = original.with_gone(partition)
     target = save_checkpoint(out("target"), "target", t.state_dict(), split_at=args.split_at,
                              **describe(original.arch, whole.classes("all"), whole), settings=settings,
                              counts=original.counts, original=original.identity,
-                             away={**original.away, name: partition.deposit_classes})
-    save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits, id=name,
-                    original=original.identity, means="in deviations")
+                             away={**original.away, deposit_id: partition.deposit_classes})
+    save_checkpoint(out("difference"), "difference", {"difference": data, **rows}, bits=args.difference_bits,
+                    id=deposit_id, original=original.identity, means="in deviations")
     save_checkpoint(out("deposit"), "deposit", {**lirf.deposit.state_dict(), **rows}, target=target, settings=settings,
                     cost=costs)
     record_network(args.save_path, whole, "original", original.counts)
@@ -200,7 +200,7 @@ def main(args):
         record_network(args.save_path, original.with_gone(partition), "original", original.counts)
         return
     training = TrainingRun(args.save_path, "deposit", settings, runtime, args.epochs)
-    if len(partition.deposit_classes) == 1 and args.pt_classes == "deposit" and distributed.rank == 0:
+    if len(partition.deposit_classes) == 1 and args.pt_classes == "deposit":
         print("one deposit class: L_pt, a softmax over one logit, teaches T_r nothing. Withdraw with --merge "
               "difference, or deposit with --pt_classes all")
 

@@ -63,7 +63,7 @@ def obtain_partition(args):
     kept = os.path.join(args.save_path, "partition.json")
     given = read_partition(args.partition) if args.partition is not None else None
     partition = read_partition(kept) if os.path.exists(kept) else given
-    if given not in (None, partition):
+    if given is not None and given.hash != partition.hash:
         raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
     partition = partition or make_partition("cifar10", args.data_dir, seed=args.seed)
     for split in ("test", "val"):

@@ -107,8 +107,11 @@ def main(args):
     runtime = Runtime.of(args)
     content, partition, modules, away = load_parts(args.save_path, args.target, args.deposit, args.merge)
     out = os.path.join(args.save_path, "recover.pt")
-    if os.path.exists(out) and load_checkpoint(out, "recover")["target"] != content["checksum"]:
-        raise UserError(f"{out} is the recover network of another target: choose another --save_path, or remove it")
+    if os.path.exists(out):
+        before = load_checkpoint(out, "recover")
+        if (before["target"], before.get("away", away)) != (content["checksum"], away):
+            raise UserError(f"{out} is the recover network of another target, or of other deposits: choose another "
+                            f"--save_path, or remove it")
     for split in content["counts"]:  # figures of another partition are refused before anything is measured
         read_metrics(metrics_path(args.save_path, split), partition)
     if args.data_dir is not None or args.eval_split == "val":

@@ -74,8 +74,8 @@ def _random_box(h, w, draw):
 
 @dataclasses.dataclass
 class ImageSet:
-    """Images: uint8 (n, 3, s, s) in memory, or RaggedImages; int64 labels (n,), channel mean and std in [0, 1],
-    and whether a mirrored image keeps its class."""
+    """Images: uint8 (n, 3, s, s) in memory, or RaggedImages; int64 labels (n,), or (n, k) of k labels an image; channel
+    mean and std in [0, 1]; and whether a mirrored image keeps its class."""
 
     images: torch.Tensor | RaggedImages
     labels: torch.Tensor
@@ -153,7 +153,7 @@ def batches(images, batch_size, device, *, generator=None):
         batch_size = images_per_step(images, batch_size)
         if batch_size % distributed.ranks:
             raise UserError(f"batches of {batch_size} images cannot be shared evenly by {distributed.ranks} devices: "
-                            f"make --batch_size a multiple of their number")
+                            f"make --batch_size a multiple of their number that is at most {len(images)}")
         order = order[:len(order) // batch_size * batch_size]
     for rows in order.split(batch_size):
         y = images.labels[distributed.share(rows) if training else rows]

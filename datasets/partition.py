@@ -114,8 +114,9 @@ class Partition:
         return {"format": FORMAT, **dataclasses.asdict(self), "hash": self.hash}
 
     @classmethod
-    def from_dict(cls, content, where):
-        """Check and rebuild; raises UserError, naming `where`, when the manifest makes no sense."""
+    def from_dict(cls, content, where, advice="remove it, then run partition_data.py again"):
+        """Check and rebuild; raises UserError, which names `where` and ends with the advice, when the manifest makes no
+        sense."""
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
@@ -123,10 +124,11 @@ class Partition:
             rest = [c for c in partition.classes("all") if c not in partition.deposit_classes]
             if content != partition.as_dict() or partition.preserved_classes != rest:
                 raise ValueError("it was changed after it was written")
+            if partition.dataset not in DATASETS:
+                raise ValueError(f"its data set '{partition.dataset}' is unknown here")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
-            raise UserError(f"{where} is not a partition of this project ({reason}): "
-                            f"remove it, then run partition_data.py again") from None
+            raise UserError(f"{where} is not a partition of this project ({reason}): {advice}") from None
         return partition
 
 
@@ -212,7 +214,7 @@ def _pixel_statistics(source):
 
 
 def read_partition(path):
-    """Read a manifest. Raises UserError when it is missing or damaged."""
+    """Read a manifest. Raises UserError when it is damaged, FileNotFoundError when it is missing."""
     return Partition.from_dict(load_json(path), path)
 
 

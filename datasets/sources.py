@@ -9,6 +9,7 @@ Every source offers
 Of a folder both open the files of the classes named and no other.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -26,16 +27,17 @@ from utils.errors import UserError
 
 
 class ArraySource:
-    """Samples that lie in memory as one array a split: uint8 (n, h, w, 3) and labels (n,)."""
+    """Samples that lie in memory as one array a split. read: split -> (uint8 (n, h, w, 3), labels (n,)), called only
+    for the splits that are asked for: who needs the test set reads no training image."""
 
     layout = "array"
 
-    def __init__(self, arrays, class_names, image_size):
+    def __init__(self, read, class_names, image_size):
         self.class_names, self.image_size = class_names, image_size
-        self._arrays = arrays
+        self._read = read
 
     def _of_class(self, split, class_id):
-        images, labels = self._arrays[split]
+        images, labels = self._read(split)
         return images[labels == class_id]
 
     def samples(self, split, class_id):
@@ -61,7 +63,7 @@ def _digits(data_dir, download, image_size):
     images = np.repeat((bunch.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=3)
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=bunch.target)
     arrays = {"train": (images[train], bunch.target[train]), "test": (images[test], bunch.target[test])}
-    return ArraySource(arrays, [str(name) for name in bunch.target_names], image_size or 32)
+    return ArraySource(arrays.__getitem__, [str(name) for name in bunch.target_names], image_size or 32)
 
 
 def _cifar(factory, classes):
@@ -77,15 +79,19 @@ def _cifar(factory, classes):
                                 f"other data make a partition first: python partition_data.py --dataset folder "
                                 f"--data_dir {data_dir} --out <save_path>/partition.json")
             return source
-        try:
-            splits = {split: factory(data_dir, train=split == "train", download=download) for split in SPLITS}
-        except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
-            cause = "no network, or a damaged archive" if download else "it is absent or damaged"
-            raise UserError(
-                f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
-                f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
-        arrays = {split: (s.data, np.asarray(s.targets)) for split, s in splits.items()}
-        return ArraySource(arrays, list(splits["train"].classes), image_size or 32)
+
+        @functools.cache
+        def read(split):
+            try:
+                return factory(data_dir, train=split == "train", download=download)
+            except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
+                cause = "no network, or a damaged archive" if download else "it is absent or damaged"
+                raise UserError(
+                    f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
+                    f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
+
+        return ArraySource(lambda split: (read(split).data, np.asarray(read(split).targets)),
+                           list(read("test").classes), image_size or 32)
 
     return open_cifar
 

@@ -90,8 +90,8 @@ def read_difference(path, target_path, content, away, lower):
 def give_back(path, target_path, content, away, lower, upper):
     """Add the difference in a file to `lower` and give `upper` the rows of the last layer that the file holds, both in
     place, and take its deposit off `away`; see read_difference."""
-    name, difference, rows = read_difference(path, target_path, content, away, lower)
+    deposit_id, difference, rows = read_difference(path, target_path, content, away, lower)
     if rows is not None:  # first, as the file may be refused here
-        put_rows(upper[-1].fc, away[name], rows, path)
+        put_rows(upper[-1].fc, away[deposit_id], rows, path)
     lower.load_state_dict(shifted(lower.state_dict(), difference, 1))
-    del away[name]
+    del away[deposit_id]

@@ -17,7 +17,8 @@ def read(path, kind):
     """Load and check a checkpoint of a network: (its content, its Partition). Raises UserError as load_checkpoint does,
     and for what other versions of this project wrote."""
     content = load_checkpoint(path, kind)
-    partition = Partition.from_dict(content["partition"], path)
+    partition = Partition.from_dict(content["partition"], f"what {path} holds",
+                                    "another version of this project wrote it, so make it anew in another --save_path")
     if content["kind"] in ("target", "recover") and "away" not in content:
         raise UserError(f"{path} was written before deposits had names: deposit again in another --save_path")
     if content["arch"] not in ARCHITECTURES:
@@ -38,7 +39,7 @@ def network_of(content, partition, path):
 
 
 def cut(content, partition, path):
-    """(lower part, upper part) of the network in a target checkpoint, in eval mode."""
+    """(lower part, upper part) of the network in a target's or recover network's checkpoint, in eval mode."""
     return split_network(network_of(content, partition, path), content["split_at"])
 
 

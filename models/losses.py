@@ -104,7 +104,7 @@ def draw_random_labels(labels, classes, exclude_true, generator):
     """y_r of L_kr: for each image one of `classes` (1-D, int64, sorted), drawn uniformly; (batch,) int64 on the labels'
     device.
 
-    exclude_true: drawn among the others than its label, which must be one of them.
+    exclude_true: its own label is left out of the draw; the label must then be one of `classes`.
     """
     shift = torch.randint(1 if exclude_true else 0, len(classes), labels.shape,
                           generator=generator, device=labels.device)

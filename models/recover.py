@@ -31,7 +31,7 @@ def released(z_t, z_r, deposited, labels):
     """The authors' evaluation: `concat` where the true label is a deposit class, `sum` elsewhere.
     It reads the label, so it is no classifier and cannot be a network."""
     in_deposit = torch.isin(labels, deposited)[:, None]
-    return torch.where(in_deposit, concat(z_t, z_r, deposited), z_t + z_r)
+    return torch.where(in_deposit, concat(z_t, z_r, deposited), total(z_t, z_r, deposited))
 
 
 class RecoverNetwork(nn.Module):

@@ -29,7 +29,8 @@ def read_weights(path):
                                                    if isinstance(content.get(key), dict)]):
         content = inner[0]
     named = content.items() if isinstance(content, dict) else ()
-    tensors = {re.sub(PREFIXES, "", name): value for name, value in named if isinstance(value, torch.Tensor)}
+    tensors = {re.sub(PREFIXES, "", name): value for name, value in named
+               if isinstance(name, str) and isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights: save a state_dict, bare or under {', '.join(WRAPPERS[:-1])}")
     return tensors
@@ -87,7 +88,7 @@ def _first_misfit(expected, given):
         if name not in given:
             return f"it has no tensor '{name}'"
         rows = name in _HEAD  # their number is that of the classes
-        if given[name].shape[rows:] != expected[name].shape[rows:]:
+        if given[name].dim() != expected[name].dim() or given[name].shape[rows:] != expected[name].shape[rows:]:
             return f"tensor '{name}' is {tuple(given[name].shape)}, not {tuple(expected[name].shape)}"
     extra = [name for name in given if name not in expected]
     return f"tensor '{extra[0]}' is of no layer" if extra else None

@@ -51,6 +51,10 @@ def test_cifar10_is_downloaded_when_absent_or_that_is_told(tmp_path, monkeypatch
     # later stages read it without any network
     images = load_images(partition, data, "train", partition.deposit_classes)
     assert images.images.shape == (30, 3, 32, 32) and images.labels.unique().tolist() == [1, 2, 5]
+    unpickled, real = [], pickle.load
+    monkeypatch.setattr("pickle.load", lambda file, **kwargs: (unpickled.append(file.name), real(file, **kwargs))[1])
+    load_images(partition, data, "test", partition.classes("all"))  # as withdraw.py does
+    assert {os.path.basename(name) for name in unpickled} == {"test_batch", "batches.meta"}
 
 
 def test_cifar10_is_read_from_an_image_folder_of_ten_classes(tmp_path):

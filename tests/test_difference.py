@@ -156,6 +156,8 @@ def test_deposits_of_a_bank_come_back_in_any_order_alone_or_together(chain, tmp_
     without_bee, partition = withdrawn(tmp_path / "other", cow / "target.pt", cow)
     assert partition.deposit_classes == [1]
     again, _ = withdrawn(tmp_path / "again", tmp_path / "one" / "recover.pt", cow)
+    assert "of other deposits" in fail("withdraw.py", "--save_path", tmp_path / "one", "--target", cow / "target.pt",
+                                       "--deposit", cow, "--merge", "difference", *MEASURE, unchanged=tmp_path / "one")
     for ours, theirs in ((whole, original), (again, original), (without_bee, t)):
         for name, tensor in ours.state_dict().items():
             torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Every mistake of the user and every fault of the machine: one clear line on stderr, an exit status, nothing lost;
 what is damaged is refused, and code in a file never run. The campaign of faults stands here in short."""
 
+import dataclasses
 import json
 import os
 import random
@@ -177,7 +178,7 @@ CONTRADICTIONS = {
         (lambda c: c["tensors"].update({"extra": torch.zeros(1)}), 'Unexpected key(s) in state_dict: "extra"'),
         (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(3, 64)}), "head.fc.weight"),
         (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch="vgg"), "is unknown"),
-        (lambda c: c["partition"].pop("samples"), "not a partition"),
+        (lambda c: c["partition"].pop("samples"), "another version of this project wrote it"),
         (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target")],
     "target": [(lambda c: c.pop("away"), "before deposits had names")],
     "deposit": [
@@ -207,9 +208,12 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(chain, spoiled, kind, c
     ('{"format": "lirf-partition/3"}', "'dataset' is missing"), ({"format": "other/1"}, "format is not"),
     *(({key: value}, "changed after it was written") for key, value in (
         ("deposit_classes", [0]), ("mean", [0.1, 0.2, 0.3]), ("more", 1), ("hash", "0"))),
+    ("mine", "its data set 'mine' is unknown here"),
 ])
 def test_a_damaged_or_edited_manifest_is_refused(chain, tmp_path, change, word):
     partition = read_partition(chain[0] / "partition.json")
+    if change == "mine":  # written where such a data set was added
+        change = json.dumps(dataclasses.replace(partition, dataset=change).as_dict())
     if isinstance(change, dict):
         more = {"preserved_classes": [1, 2, 3]} if "deposit_classes" in change else {}
         change = json.dumps({**partition.as_dict(), **change, **more})
@@ -348,6 +352,20 @@ def test_a_run_killed_between_two_writes_ends_with_the_bits_of_the_chains(chain,
     assert [e.step for e in events.Scalars("loss")] == [1, 2]
 
 
+def test_a_log_whose_last_lines_a_crash_has_lost_keeps_the_others(chain, tmp_path, monkeypatch):
+    flags = scratch_flags(chain, tmp_path, "--epochs", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.save_checkpoint", mock.Mock(
+            wraps=utils.run.save_checkpoint, side_effect=[mock.DEFAULT, mock.DEFAULT, KeyboardInterrupt(2)]))
+        assert call("train_scratch.py", *flags)[0] == 130
+    log = tmp_path / "original_log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]))  # the head and the first epoch, where the state says two
+    succeed("train_scratch.py", *flags)
+    assert log.read_text().splitlines(keepends=True)[:2] == lines[:2]
+    assert [epoch["epoch"] for epoch in epochs_of(log)] == [1, 3]
+
+
 # machines
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -357,6 +375,7 @@ def test_cuda_without_a_gpu_is_refused(chain):
 
 @pytest.mark.parametrize("error,word", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), "the GPU's memory"),
+    (RuntimeError("CUDA error: out of memory"), "the GPU's memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "of this machine"),
     (MemoryError(), "memory of this machine"), (RuntimeError("can't start new thread"), "ulimit -u"),
     (ValueError("Expected more than 1 value per channel when training"), "raise --batch_size"),

@@ -129,7 +129,8 @@ def test_a_file_that_holds_code_is_refused_unrun(tmp_path, zip_file, content):
     ("w.pt", b"", "no weights file"), ("w.pt", b"PK" + bytes(200), "no weights file"), ("w.pt", None, "does not exist"),
     ("w.pt", b"<!DOCTYPE html><html>", "no weights file"), ("w.pt", b"version https://git-lfs", "no weights file"),
     ("w.safetensors", b"\xff" * 40, "no weights file"), ("w.pt", {"state_dict": {}}, "holds no weights"),
-    ("w.pt", [torch.zeros(2)], "holds no weights"), ("w.pt", torch.zeros(2), "holds no weights")])
+    ("w.pt", [torch.zeros(2)], "holds no weights"), ("w.pt", torch.zeros(2), "holds no weights"),
+    ("w.pt", {0: torch.zeros(2)}, "holds no weights")])
 def test_a_file_without_weights_is_told(tmp_path, name, content, word):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
@@ -148,6 +149,7 @@ def test_a_file_without_weights_is_told(tmp_path, name, content, word):
     (lambda s: s.update({"bn1.bias": torch.full((16,), float("nan"))}), "weights that are not finite"),
     (lambda s: s.update({"linear.bias": torch.zeros(7)}), "a head of 7 classes, not 4"),
     (lambda s: s.update({"linear.weight": torch.zeros(4, 9)}), r"tensor 'head.fc.weight' is \(4, 9\), not"),
+    (lambda s: s.update({"linear.bias": torch.tensor(0.0)}), r"tensor 'head.fc.bias' is \(\), not \(4,\)"),
 ])
 def test_a_misfit_is_named(tmp_path, change, word):
     state, _ = akamaster_layout()

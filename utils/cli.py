@@ -100,7 +100,7 @@ def add_optimiser_args(parser, *, epochs, lr, clip_norm=0.0, least_epochs=1):
     group.add_argument("--lr", type=bounded(float, 0, above=True), default=lr, help="peak learning rate")
     group.add_argument("--weight_decay", type=bounded(float, 0), default=5e-4, help="weight decay of SGD")
     group.add_argument("--clip_norm", type=bounded(float, 0), default=clip_norm,
-                       help="largest norm of the gradient of a step; 0: no limit")
+                       help="largest norm of a network's gradient in a step; 0: no limit")
     return group
 
 
@@ -150,7 +150,7 @@ def run(main, parser, argv=None, *, parallel=False):
 
 # What PyTorch and the system say of a machine that does not suffice -> what to do.
 _EXPLANATIONS = (
-    (("OutOfMemoryError", "CUDA out of memory", "out of memory on device"),
+    (("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory", "out of memory on device"),
      "the GPU's memory does not suffice: lower --batch_size, or free the GPU"),
     (("MemoryError", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
      "the memory of this machine does not suffice: lower --batch_size or --image_size, or end other programs"),
@@ -176,8 +176,9 @@ def _explained(error):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}"
     if distributed.lost_a_rank(error):
-        return ("another process of this run has ended, for the reason above or in torchrun's report below; run the "
-                "same command again to go on after the last whole epoch")
+        return (f"another process of this run has ended, for the reason above or in torchrun's report below, or the "
+                f"processes cannot talk ({str(error).strip().splitlines()[-1]}); run the same command again to go on "
+                f"after the last whole epoch")
     return None
 
 

@@ -83,9 +83,9 @@ def write_metrics(path, partition, **entries):
 
 
 def record_network(save_path, partition, name, counts, classes=None):
-    """Write a network's column of Table 1: that of T0 ("original"), of R ("retrained"), or the part of an Independent
-    network in the one that both share, with an Avg Acc once both are there. counts: {split: counts over `classes`, or
-    over all}, as its checkpoint holds them."""
+    """Write a network's column of Table 1: that of T0 ("original") or of R ("retrained"). Both Independent networks
+    share a column, which has an Avg Acc once both are there. counts: {split: counts over `classes`, or over all}, as
+    the network's checkpoint holds them."""
     for split, of_split in counts.items():
         path = metrics_path(save_path, split)
         whole = read_metrics(path, partition).get(name, {}).get("counts")

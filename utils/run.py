@@ -85,7 +85,7 @@ class TrainingRun:
             # The log tells of the epochs that made the result. What the state does not vouch for goes: an epoch whose
             # state a kill prevented, which runs again, or all of a run that begins anew.
             epochs = [record.get("epoch", 0) for record in records]
-            end = max((i + 1 for i, epoch in enumerate(epochs) if epoch == self.next_epoch), default=0)
+            end = max((i + 1 for i, epoch in enumerate(epochs) if 0 < epoch <= self.next_epoch), default=0)
             kept = records[:end] if self._state is not None else []
             write_atomically(self.log_path, lambda file: file.writelines(
                 json.dumps(record).encode() + b"\n" for record in kept))
@@ -140,8 +140,8 @@ class TrainingRun:
 
 
 def is_measured(epoch, epochs):
-    """Whether accuracies are logged after an epoch, counted from 0: about ten times a run and at its end. On
-    photographs, to measure takes as long as to train."""
+    """Whether accuracies are logged after an epoch, counted from 0: at every epoch of a short run, ten to twenty times
+    in a long one, and at its end. On photographs, to measure takes as long as to train."""
     return (epoch + 1) % max(1, epochs // 10) == 0 or epoch + 1 == epochs
 
 

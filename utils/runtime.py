@@ -91,6 +91,8 @@ def _try_out(device):
     try:
         torch.ones(1, device=device).add_(1)
     except (RuntimeError, AssertionError, ImportError) as error:
+        if "out of memory" in str(error):  # others use this GPU
+            raise
         raise UserError(f"PyTorch cannot compute on {device} here ({str(error).strip().splitlines()[0]}): install a "
                         f"build of PyTorch for this GPU and driver, or use --device cpu") from None
 
