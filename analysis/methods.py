@@ -63,6 +63,16 @@ def grounds(record):
     return record["settings"]["eval_split"], record["settings"]["partition"], record["original"]
 
 
+def refuse_another_retrained(records):
+    """Raise UserError when the records {method: [residual record, a draw each]} of a draw take rho by different R."""
+    of_draws = {}
+    for run in (run for runs in records.values() for run in runs if run.get("reference", {}).get("retrained")):
+        of_r = run["reference"]["retrained"]
+        first = of_draws.setdefault(run["settings"]["partition"], of_r)
+        if len(first) != len(of_r) or any(a[name] != b[name] for a, b in zip(first, of_r) for name in a.keys() & b):
+            raise UserError("the rho of a draw is taken by different R: measure all methods with the same --retrained")
+
+
 def choose(folders):
     """({rule: the trial that it chooses}, {trial: {figure: summary or text}}) of the folders of a method's trials,
     measured on held-out images. Of equals the first name is chosen; a rule that none satisfies chooses none. Raises
@@ -180,7 +190,10 @@ def records_of(names):
     if not common:
         raise UserError("there is no draw with <method>/seed<k>/*_residual_*.json of every method that is there: run "
                         "scripts/9_methods.sh")
-    return {method: [run for run in runs if run["settings"]["partition"] in common] for method, runs in records.items()}
+    records = {method: [run for run in runs if run["settings"]["partition"] in common]
+               for method, runs in records.items()}
+    refuse_another_retrained(records)
+    return records
 
 
 def print_tables(records, out=None):
@@ -236,6 +249,7 @@ def main(args):
     known, wanted = ({grounds(run) for runs in found.values() for run in runs} for found in (records, trade))
     if wanted - known:
         raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")
+    refuse_another_retrained({**records, **{f"trade: {setting}": runs for setting, runs in trade.items()}})
     print_tables(records, os.path.join(args.runs, "methods.md"))
     plot(records, trade, os.path.join(args.runs, "methods.png"))
 

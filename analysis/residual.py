@@ -138,18 +138,18 @@ def preserved_only(known):
 
 
 def relearn(known):
-    """Steps of training on all classes, batch norm updated, until Dep on held-out images, read every 5 steps, reaches
+    """Steps of training on all classes, batch norm updated, until Dep on test images, read every 5 steps, reaches
     90 % of T0's: mean and deviation over orders. CAP where it does not; `censored` counts those. One rate for all
     networks: of RATES that at which R is fastest, in an order of its own; without R, the network's own fastest.
 
     Anamnesis index (Chundawat et al., TIFS 2023): steps of T over steps of R; 1 as R, below 1 residual knowledge. On a
     nearly solved data set it is a ratio of small numbers.
     """
-    level = 0.9 * known.original.accuracy("held_out_deposit")["dep"]
+    level = 0.9 * known.original.accuracy("test_deposit")["dep"]
 
     def steps(rate, draw, cap):
         for step, student in tune(known.opened, known.images["all"], cap, rate, known.runtime, draw, 128, True):
-            if step % 5 == 0 and known.accuracy("held_out_deposit", student)["dep"] >= level:
+            if step % 5 == 0 and known.accuracy("test_deposit", student)["dep"] >= level:
                 return step
         return CAP
 
@@ -231,7 +231,8 @@ def get_args_parser():
 
 def image_sets(partition, args, device):
     """The ImageSets of a Known. held_out: up to 100 training images a class, which no measure fits on; all: the other
-    training images; train: up to PER_CLASS of them a class; test: those of --eval_split."""
+    training images; train: up to PER_CLASS of them a class; test: those of --eval_split; test_deposit: up to 100 of
+    these a class of D_r."""
     every = load_images(partition, args.data_dir, "train", partition.classes("all"))
     fewest = every.labels.bincount().min().item()
     if fewest < 2:
@@ -244,10 +245,11 @@ def image_sets(partition, args, device):
     sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
             "held_out": every[rows[:, count:].flatten()],
             "test": load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))}
-    for name, whole, classes in (("deposit", "train", partition.deposit_classes),
-                                 ("preserved", "train", partition.preserved_classes),
-                                 ("held_out_deposit", "held_out", partition.deposit_classes)):
-        sets[name] = sets[whole][torch.isin(sets[whole].labels, torch.tensor(classes)).nonzero()[:, 0]]
+    for name, whole, classes in (("deposit", sets["train"], partition.deposit_classes),
+                                 ("preserved", sets["train"], partition.preserved_classes),
+                                 ("test_deposit", first_images(sets["test"], 100, args.seed),
+                                  partition.deposit_classes)):
+        sets[name] = whole[torch.isin(whole.labels, torch.tensor(classes)).nonzero()[:, 0]]
     return {name: image_set.to(device) for name, image_set in sets.items()}
 
 
@@ -354,7 +356,7 @@ def main(args):
     def opened(file, original=None):
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file)
-        load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True)
+        load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True, flags=False)
         known = Known(network.eval(), partition, images, args.split_at, runtime, original, rate)
         return known, checksum({"tensors": tensors})
 

@@ -12,7 +12,7 @@ from models.architectures import join_network, split_network
 from models.difference import between, shifted
 from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
-from utils.files import save_json
+from utils.files import load_json, save_json
 from utils.metrics import table1
 from utils.runtime import Runtime
 from utils.tables import COLUMNS, WITHDRAWALS, markdown, print_table, summary
@@ -36,8 +36,14 @@ def get_args_parser():
 
 
 def withdrawn_after(folder, args, runtime):
-    """{steps: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0."""
-    _, partition, modules, _ = load_parts(folder)
+    """{steps, as text: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0.
+    They go to robustness.json in the folder; what is there of the same T and settings is not measured again."""
+    content, partition, modules, _ = load_parts(folder)
+    file, identity = os.path.join(folder, "robustness.json"), {"target": content["checksum"], "lr": args.lr,
+                                                               "seed": args.seed}
+    before = load_json(file) if os.path.exists(file) else {}
+    if before.items() >= identity.items() and before["steps"].keys() == set(map(str, args.steps)):
+        return before["steps"]
     if "difference" not in modules:
         raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)
@@ -54,7 +60,8 @@ def withdrawn_after(folder, args, runtime):
                 parts[name] = copy.deepcopy(parts[of_t])
                 parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
             counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
-            found[step] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
+            found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
+    save_json(file, {**runtime.describe(), **identity, "steps": found})
     return found
 
 
@@ -66,10 +73,8 @@ def average_rows(runs):
 
 
 def main(args):
-    runtime, runs, rows = Runtime.of(args), [], {}
-    for folder in args.runs:
-        runs.append(withdrawn_after(folder, args, runtime))
-        save_json(os.path.join(folder, "robustness.json"), {**runtime.describe(), "lr": args.lr, "steps": runs[-1]})
+    runtime, rows = Runtime.of(args), {}
+    runs = [withdrawn_after(folder, args, runtime) for folder in args.runs]
     for rule, label in LABELS.items():
         for step in runs[0]:
             rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[step][rule][key] for run in runs])

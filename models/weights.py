@@ -53,12 +53,13 @@ def imagenet_weights(arch, image_size):
                         f"{torch.hub.get_dir()}/checkpoints, or leave it out") from None
 
 
-def load_weights(network, arch, image_size, tensors, where, keep_head):
+def load_weights(network, arch, image_size, tensors, where, keep_head, flags=True):
     """Load weights in any of the known layouts into a network of build_network.
 
     tensors: {name: tensor}, as `read_weights` gives them; where: the flag and file, for errors. A head for another
     number of classes is left as it is, unless keep_head: then it is refused. Raises UserError that names the first
-    misfit, and the architecture that would fit, if there is one.
+    misfit, and the architecture that would fit, if there is one; flags: whether the caller has --arch and --epochs, so
+    that these are advised.
     """
     expected, given = network.state_dict(), {}
     for name, tensor in tensors.items():
@@ -70,12 +71,13 @@ def load_weights(network, arch, image_size, tensors, where, keep_head):
         given.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     misfit = _first_misfit(expected, given)
     if misfit is not None:
-        raise UserError(f"{where} does not fit --arch {arch}: {misfit}{_hint(given, image_size)}")
+        raise UserError(f"{where} does not fit {'--arch ' if flags else ''}{arch}: {misfit}"
+                        + _hint(given, image_size, "use --arch" if flags else "it is a"))
     if any(given[name].shape != expected[name].shape for name in _HEAD):
         classes, wanted = (len(state["head.fc.bias"]) for state in (given, expected))
         if keep_head:
-            raise UserError(f"{where} has a head of {classes} classes, not {wanted}: train a new one with --epochs 1 "
-                            f"or more")
+            advice = "train a new one with --epochs 1 or more" if flags else "name a network of as many classes"
+            raise UserError(f"{where} has a head of {classes} classes, not {wanted}: {advice}")
         given.update({name: expected[name] for name in _HEAD})
     if not all(tensor.isfinite().all() for tensor in given.values()):
         raise UserError(f"{where} holds weights that are not finite: name another file")
@@ -94,7 +96,7 @@ def _first_misfit(expected, given):
     return f"tensor '{extra[0]}' is of no layer" if extra else None
 
 
-def _hint(given, image_size):
+def _hint(given, image_size, verb):
     """The end of a misfit's message: what would fit."""
     sizes = {"": image_size, f" and images of up to {SMALL_IMAGE} pixels": SMALL_IMAGE,
              f" and images above {SMALL_IMAGE} pixels": SMALL_IMAGE + 1}
@@ -103,5 +105,5 @@ def _hint(given, image_size):
             with torch.device("meta"):
                 state = build_network(arch, 1, size).state_dict()
             if _first_misfit(state, given) is None:
-                return f": use --arch {arch}{advice}"
+                return f": {verb} {arch}{advice}"
     return "; no architecture here fits it"

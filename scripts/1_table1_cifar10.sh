@@ -7,8 +7,9 @@
 #   WEIGHTS=file                 start the original from weights that others trained, with EPOCHS=0 take them as they
 #                                are; PARTITION_FLAGS="--mean R G B --std R G B" says how they expect their images
 #   VARIANTS="paper"             deposits of each draw: paper, authors, ours, deep (--preset), split2 (--split_at 2)
+#   DATASET=cifar10              another data set of partition_data.py; the paper's rows are of cifar10 and cub200
 #   DATA_DIR=data                CIFAR-10 (downloaded when absent) or an image folder train/<class>/, test/<class>/
-#   SAVE=checkpoints/table1_cifar10_$ARCH      gets original/ and <variant>/seed<k>/
+#   SAVE=checkpoints/table1_${DATASET}_$ARCH      gets original/ and <variant>/seed<k>/
 #   VAL_FRACTION=0               share of the training images held out: then these are measured, not the test set
 #   INDEPENDENT=1                also train the Independent networks of the first variant's first seed, with T0's
 #                                settings or RETRAIN_EPOCHS and RETRAIN_FLAGS, as T0 of WEIGHTS has none
@@ -21,7 +22,13 @@ SAVE=${SAVE:-checkpoints/table1_${DATASET}_$ARCH}
 flags_of() { # variant
     case $1 in
         paper | authors | ours | deep) echo "--preset $1" ;;
-        split[1-9]) echo "--split_at ${1#split}" ;;
+        split[1-9])
+            if [ "${1#split}" -gt "$(blocks)" ]; then
+                echo "VARIANTS: '$1' cuts after a block that $ARCH lacks" >&2
+                return 1
+            fi
+            echo "--split_at ${1#split}"
+            ;;
         *)
             echo "VARIANTS: '$1' is none of paper, authors, ours, deep and split<n>" >&2
             return 1
@@ -30,12 +37,7 @@ flags_of() { # variant
 }
 
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
-case " ${DEPOSIT_FLAGS:-} " in
-    *" --preset"*)
-        echo "DEPOSIT_FLAGS: VARIANTS sets --preset, so name it there" >&2
-        exit 1
-        ;;
-esac
+refuse_deposit_flag --preset "VARIANTS sets it, so name it there"
 if [ "${INDEPENDENT:-0}" = 1 ]; then require_retrain_epochs; fi
 make_original "$SAVE/original"
 for variant in $VARIANTS; do

@@ -15,14 +15,13 @@ AXES=${AXES:-losses split pruning bits temperature classes $([ "$DATASET" != cif
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
 
 values() { # axis: a line each for its values but the default's, with the flags that set it
-    local blocks=3 n
-    case $ARCH in resnet18 | resnet34 | resnet50) blocks=4 ;; esac
+    local n
     case $1 in
         losses)
             for n in kr at kp pt re; do echo "no_l_$n --lambda_$n 0"; done
             echo "with_l_ft --lambda_ft 50"
             ;;
-        split) for n in $(seq 1 $blocks); do [ "$n" = "$blocks" ] || echo "$n --split_at $n"; done ;;
+        split) for n in $(seq $(($(blocks) - 1))); do echo "$n --split_at $n"; done ;;
         lr) for n in 0.003 0.03; do echo "$n --lr $n"; done ;;
         lambda_kp) for n in 1 2.5 10 20; do echo "$n --lambda_kp $n"; done ;;
         lambda_at) for n in 0 30 300 1000; do echo "$n --lambda_at $n"; done ;;

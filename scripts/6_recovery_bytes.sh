@@ -12,6 +12,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RATIOS=${RATIOS:-0.51 0 0.25 0.75 0.9}
 SAVE=${SAVE:-checkpoints/recovery_$ARCH}
 
+refuse_deposit_flag --preset "the terms of paper and of ours are both run"
+refuse_deposit_flag --prune_ratio "RATIOS sets it, so name it there"
 make_original "$SAVE/original"
 runs=() pruned=()
 for seed in "$@"; do

@@ -24,6 +24,8 @@ ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} TRIAL_SE
 METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
 require_retrain_epochs
+refuse_deposit_flag --preset "lirf and deep are presets"
+refuse_deposit_flag --split_at "what is probed at the cut is probed after the last block"
 case " $* " in
     *" $TRIAL_SEED "*)
         echo "the draw of seed $TRIAL_SEED chooses the settings: report others, or set TRIAL_SEED" >&2

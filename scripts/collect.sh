@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies what stands for finished runs, their logs, measurements and manifests, from one folder to another:
+# Copies what stands for finished runs, their logs, measurements, manifests and choices, from one folder to another:
 #   bash scripts/collect.sh checkpoints/ablation_resnet18 results/ablation
 set -euo pipefail
 if [ $# -ne 2 ]; then
@@ -11,5 +11,5 @@ if [ ! -d "$1" ]; then
     exit 1
 fi
 mkdir -p "$2"
-(cd "$1" && find . -name '*_log.jsonl' -o -name '*.json') | tar -C "$1" -cf - -T - |
+(cd "$1" && find . -name '*_log.jsonl' -o -name '*.json' -o -name choice.txt) | tar -C "$1" -cf - -T - |
     tar -C "$2" -xf -

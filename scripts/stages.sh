@@ -15,6 +15,7 @@ for seed in "$@"; do
 done
 
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
+case $VAL_FRACTION in *[1-9]*) ;; *) VAL_FRACTION=0 ;; esac # 0.0 is none, too
 if [ -n "${PUBLISHED:-}" ]; then
     PUBLISHED_AT=https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models
     case $PUBLISHED in
@@ -36,6 +37,19 @@ if [ -n "${PUBLISHED:-}" ]; then
         exit 1
     fi
 fi
+
+blocks() { # number of blocks of the network
+    case $ARCH in resnet18 | resnet34 | resnet50) echo 4 ;; *) echo 3 ;; esac
+}
+
+refuse_deposit_flag() { # flag reason
+    case " ${DEPOSIT_FLAGS:-} " in
+        *" $1"*)
+            echo "DEPOSIT_FLAGS: leave $1 out, as $2" >&2
+            exit 1
+            ;;
+    esac
+}
 
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
     python "$ROOT/partition_data.py" --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \

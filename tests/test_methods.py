@@ -75,6 +75,14 @@ def test_the_losses_of_the_other_methods_by_hand(net):
     expected = 0.1 * sum(cosines) / len(cosines) + sum(share * forget.delete(net, x, Y, None)["loss"]
                                                  for share, x in ((0.7, X), (0.3, x_a)))
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    net.original[-1].fc.bias.data = torch.tensor([0.0, 1.0, 0.001, 1.0])  # so near that the attack decides
+    x = X.clone().requires_grad_()
+    F.cross_entropy(net.original(x), Y).backward()
+    moved = (X + 0.1 / net.std * x.grad.sign()).minimum((1 - net.mean) / net.std).maximum(-net.mean / net.std)
+    nearest = PRESERVED[net.original(moved)[:, PRESERVED].argmax(1)]
+    assert not torch.equal(nearest, net.best_preserved(X)) and len(nearest.unique()) == 2
+    assert forget.boundary_shrink(net, X, Y, None)["loss"].item() == pytest.approx(
+        F.cross_entropy(z, nearest).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -298,7 +306,11 @@ def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
     for path in save.rglob("partition.json"):
         assert json.loads(path.read_text())["val_fraction"] == (0.1 if "trials" in path.parts else 0)
     frozen = [command for command in commands if str(save / "lirf" / "seed3") in command and "--bn_stats" in command]
-    assert len(frozen) == 1 and "--lr" in frozen[0]
+    choice = (save / "trials" / "lirf" / "choice.txt").read_text().strip()
+    flags = frozen[0][frozen[0].index("--lr"):]
+    assert len(frozen) == 1 and f"lr{flags[1]}" == choice.rsplit("_", 1)[0].removesuffix("_lambda_kp10")
+    assert flags[-2:] == ["--bn_stats", choice.rsplit("_", 1)[1]]
+    assert ("--lambda_kp" in flags) == ("lambda_kp10" in choice)
     table = (save / "methods.md").read_text()
     assert all(f"| {name}" in table for name in ("T0", "R", "logit_mask", "pour_p", "lirf"))
     assert (save / "methods.png").stat().st_size > 5000
@@ -307,3 +319,9 @@ def test_the_script_tries_freezes_and_then_runs_every_draw(tmp_path):
     assert set(steps) == {"0", "1"} and "T~, difference, 1 steps" in (save / "robustness_lirf.md").read_text()
     assert all(steps["0"][rule]["dep_acc"] == recover[rule]["dep_acc"] for rule in ("concat", "difference"))
     assert all(set(of_step) == {"target", *recover} for of_step in steps.values())
+    again = ["--runs", save / "lirf" / "seed3", "--data_dir", images, "--out", tmp_path / "again.md", "--steps", 0, 1]
+    with mock.patch("analysis.robustness.tune", side_effect=AssertionError("trained anew")):
+        succeed("analysis/robustness.py", *again)
+    assert (tmp_path / "again.md").read_text() == (save / "robustness_lirf.md").read_text()
+    status, text, _ = run_shell("scripts/collect.sh", save, tmp_path / "records")
+    assert status == 0 and (tmp_path / "records" / "trials" / "lirf" / "choice.txt").is_file()

@@ -17,6 +17,7 @@ from datasets import read_partition
 from datasets.partition import save_partition
 from models.architectures import build_network
 from models.checkpoints import load_network, read
+from models.difference import decode, encode, shifted
 
 DEPOSITED = np.array([1, 3])
 OF_FEATURES = [measures.linear_probe, measures.class_means, measures.told_from_rest, measures.named_among]
@@ -216,6 +217,67 @@ def test_all_networks_relearn_at_the_rate_of_r_and_giving_up_is_told(networks, m
     assert methods.rows_of({"mine": [record]})[1]["mine"]["Anamnesis index"]["mean"] == 0.5
 
 
+def test_the_rate_of_relearning_is_that_at_which_r_is_fastest(networks, tmp_path, monkeypatch):
+    """By a stand-in for the training, in which R arrives after 15 steps at the second rate and later at the others."""
+    for name in ("original", "retrained_0", "lirf", "images"):
+        shutil.copytree(networks / name, tmp_path / name)
+    for path in tmp_path.rglob("*_residual_*.json"):
+        path.unlink()
+    monkeypatch.setattr(residual, "RATES", (1e-1, 1e-2, 1e-3))
+    tried = []
+
+    def tune(network, images, steps, lr, *_, **__):
+        tried.append(lr)
+        arrives = {1e-1: 40, 1e-2: 15, 1e-3: 30}[lr]
+        for step in range(steps + 1):
+            student = residual.copy.deepcopy(network)
+            if step >= arrives:
+                student.load_state_dict(load_network(str(tmp_path / "original/original.pt"))[0].state_dict())
+            else:
+                student[-1].fc.bias.data[[1, 3]] -= 1e4
+            yield step, student
+
+    monkeypatch.setattr(residual, "tune", tune)
+    (of_t,), _ = examine(tmp_path, tmp_path / "lirf/seed0/target.pt", wanted=["relearn"], retrained=["retrained_0"])
+    of_r, of_0 = of_t["reference"]["retrained"][0]["relearn"], of_t["reference"]["original"]["relearn"]
+    assert of_r == of_0 == of_t["measures"]["relearn"] == {"steps": 15, "deviation": 0, "censored": 0, "lr": 1e-2}
+    assert tried == [1e-1, 1e-2, 1e-3] + [1e-2] * 3 * residual.DRAWS  # R alone tries
+
+
+def test_recovery_takes_the_fewest_bits_that_give_the_images_of_d_back(networks):
+    partition = read(str(networks / "retrained_0/retrained.pt"), "retrained")[1]
+    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
+    images, runtime = residual.image_sets(partition, args, "cpu"), residual.Runtime("cpu", "fp32")
+    t0, t = (load_network(str(networks / name))[0] for name in ("original/original.pt", "retrained_1/retrained.pt"))
+    original = residual.Known(t0, partition, images, None, runtime)
+    assert residual.recovery(original)["bits"] == min(residual.BITS)  # there is nothing to give back
+    known = residual.Known(t, partition, images, None, runtime, original)
+    found, goal = residual.recovery(known), original.accuracy("deposit")["dep"] - 0.1
+
+    def given_back(bits):
+        whole, target, network = t0.state_dict(), t.state_dict(), residual.copy.deepcopy(t)
+        network.load_state_dict(shifted(target, decode(encode(whole, target, bits), target, bits), 1))
+        return known.accuracy("deposit", network)["dep"] >= goal
+
+    assert known.accuracy("deposit")["dep"] < goal and given_back(found["bits"])
+    assert not any(given_back(bits) for bits in residual.BITS if bits < found["bits"])
+
+
+def test_methods_compared_with_different_r_do_not_share_a_table(tmp_path):
+    def write(method, probe):
+        (tmp_path / method / "seed0").mkdir(parents=True, exist_ok=True)
+        record = {"settings": {"partition": "0", "eval_split": "test"}, "original": "0", "network": "0", "rho": {},
+                  "measures": {"answers": {"pre": 90.0, "dep": 1.0}},
+                  "reference": {"original": {}, "retrained": [{"probe": {"dep": value}} for value in probe]}}
+        (tmp_path / method / "seed0" / "target_residual_0.json").write_text(json.dumps(record))
+
+    write("mine", [70.0])
+    for probe, status in (([70.0], 0), ([71.0], 1), ([70.0, 71.0], 1), ([], 0)):  # one measured without R has no rho
+        write("theirs", probe)
+        text = (succeed if status == 0 else fail)("analysis/methods.py", "--runs", tmp_path)
+        assert status == 0 or "taken by different R" in text
+
+
 def test_two_networks_of_one_draw_are_not_two_draws(tmp_path):
     for name in ("mine", "old"):
         (tmp_path / "mine" / "seed0").mkdir(parents=True, exist_ok=True)
@@ -269,7 +331,8 @@ def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, mo
 def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--device", "cpu"]
     torch.save(build_network("resnet20", 4, 16).state_dict(), tmp_path / "other.pt")
-    assert "does not fit" in fail("analysis/residual.py", "--networks", tmp_path / "other.pt", *flags)
+    assert "does not fit resnet8" in (line := fail("analysis/residual.py", "--networks", tmp_path / "other.pt", *flags))
+    assert line.endswith(": it is a resnet20")  # there is no --arch here
     assert "does not exist" in fail("analysis/residual.py", "--networks", tmp_path / "none.pt", *flags)
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", networks / "images", "--deposit_classes", "ant",
             "--out", tmp_path / "partition.json")
@@ -292,5 +355,7 @@ def test_held_out_images_are_none_of_those_fitted_on(networks):
     fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
                                for name in ("train", "all", "held_out"))
     assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
-    assert set(sets["held_out_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
+    assert set(sets["test_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
+    tested, relearned = ({image.numpy().tobytes() for image in sets[name].images} for name in ("test", "test_deposit"))
+    assert len(relearned) == 16 and relearned <= tested and not tested & (every | held_out)
     assert set(sets["preserved"].labels.tolist()) == {0, 2}

@@ -151,6 +151,18 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
+def test_a_loss_left_out_is_not_trained_twice(tmp_path):
+    """lambda_at 0 is a copy of no_l_at; no Python is run here."""
+    for name in ("default/seed0/partition.json", "losses/no_l_at/seed0/recover.pt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    stand_in = "python() { :; }; export -f python; exec bash scripts/5_ablation.sh 0"
+    subprocess.run(["bash", "-c", stand_in], cwd=ROOT, check=True, capture_output=True, env={
+        **os.environ, "VIRTUAL_ENV": "active", "AXES": "losses lambda_at", "SAVE": str(tmp_path)})
+    copied = {path.parent.parent.name for path in (tmp_path / "lambda_at").rglob("recover.pt")}
+    assert copied == {"0"} and (tmp_path / "lambda_at" / "30" / "seed0" / "partition.json").is_file()
+
+
 @pytest.mark.parametrize("script, arguments, variables, message", [
     ("9_methods", [], {"EPOCHS": 0}, "RETRAIN_EPOCHS"),
     ("3_table3_transferability", [], {"WEIGHTS": "x"}, "RETRAIN_EPOCHS"),
@@ -162,6 +174,9 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     ("2_table1_cub200", [], {"PUBLISHED": "resnet20"}, "not cub200: leave it out"),
     ("9_methods", [], {"PUBLISHED": "resnet56", "DATA_DIR": "none"}, "/resnet56-4bfd9763.th into none"),
     ("1_table1_cifar10", [], {"DEPOSIT_FLAGS": "--lr 0.1 --preset deep"}, "name it there"),
+    ("1_table1_cifar10", [], {"VARIANTS": "split4", "ARCH": "resnet20"}, "after a block that resnet20 lacks"),
+    ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--preset deep"}, "are both run"),
+    ("9_methods", [], {"DEPOSIT_FLAGS": "--split_at 2"}, "probed after the last block"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
                                                                                message):
