@@ -66,11 +66,13 @@ def grounds(record):
 def refuse_another_retrained(records):
     """Raise UserError when the records {method: [residual record, a draw each]} of a draw take rho by different R."""
     of_draws = {}
-    for run in (run for runs in records.values() for run in runs if run.get("reference", {}).get("retrained")):
-        of_r = run["reference"]["retrained"]
-        first = of_draws.setdefault(run["settings"]["partition"], of_r)
-        if len(first) != len(of_r) or any(a[name] != b[name] for a, b in zip(first, of_r) for name in a.keys() & b):
-            raise UserError("the rho of a draw is taken by different R: measure all methods with the same --retrained")
+    for method, runs in records.items():
+        for run in runs:
+            of_r = run.get("reference", {}).get("retrained") or ()  # without R there is no rho
+            other, first = of_draws.setdefault(run["settings"]["partition"], (method, of_r)) if of_r else (method, ())
+            if len(first) != len(of_r) or any(a[name] != b[name] for a, b in zip(first, of_r) for name in a.keys() & b):
+                raise UserError(f"{other} and {method} take the rho of a draw by different R: measure both with the "
+                                f"same --retrained, in the same order")
 
 
 def choose(folders):
@@ -249,7 +251,7 @@ def main(args):
     known, wanted = ({grounds(run) for runs in found.values() for run in runs} for found in (records, trade))
     if wanted - known:
         raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")
-    refuse_another_retrained({**records, **{f"trade: {setting}": runs for setting, runs in trade.items()}})
+    refuse_another_retrained({**records, **{f"--trade {setting}": runs for setting, runs in trade.items()}})
     print_tables(records, os.path.join(args.runs, "methods.md"))
     plot(records, trade, os.path.join(args.runs, "methods.png"))
 

@@ -83,15 +83,15 @@ def _cifar(factory, classes):
         @functools.cache
         def read(split):
             try:
-                return factory(data_dir, train=split == "train", download=download)
+                of_split = factory(data_dir, train=split == "train", download=download)
+                return of_split.data, np.asarray(of_split.targets), list(of_split.classes)
             except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
                 cause = "no network, or a damaged archive" if download else "it is absent or damaged"
                 raise UserError(
                     f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
                     f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
 
-        return ArraySource(lambda split: (read(split).data, np.asarray(read(split).targets)),
-                           list(read("test").classes), image_size or 32)
+        return ArraySource(lambda split: read(split)[:2], read("test")[2], image_size or 32)
 
     return open_cifar
 

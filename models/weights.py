@@ -56,10 +56,10 @@ def imagenet_weights(arch, image_size):
 def load_weights(network, arch, image_size, tensors, where, keep_head, flags=True):
     """Load weights in any of the known layouts into a network of build_network.
 
-    tensors: {name: tensor}, as `read_weights` gives them; where: the flag and file, for errors. A head for another
-    number of classes is left as it is, unless keep_head: then it is refused. Raises UserError that names the first
-    misfit, and the architecture that would fit, if there is one; flags: whether the caller has --arch and --epochs, so
-    that these are advised.
+    tensors: {name: tensor}, as `read_weights` gives them; where: the flag and file, for errors; flags: whether the
+    caller has --arch and --epochs, so that these are advised. A head for another number of classes is left as it is,
+    unless keep_head: then it is refused. Raises UserError that names the first misfit, and the architecture that would
+    fit, if there is one.
     """
     expected, given = network.state_dict(), {}
     for name, tensor in tensors.items():
@@ -98,8 +98,8 @@ def _first_misfit(expected, given):
 
 def _hint(given, image_size, verb):
     """The end of a misfit's message: what would fit."""
-    sizes = {"": image_size, f" and images of up to {SMALL_IMAGE} pixels": SMALL_IMAGE,
-             f" and images above {SMALL_IMAGE} pixels": SMALL_IMAGE + 1}
+    sizes = {"": image_size, f" for images of up to {SMALL_IMAGE} pixels": SMALL_IMAGE,
+             f" for images above {SMALL_IMAGE} pixels": SMALL_IMAGE + 1}
     for advice, size in sizes.items():
         for arch in ARCHITECTURES:
             with torch.device("meta"):

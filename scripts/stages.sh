@@ -15,7 +15,7 @@ for seed in "$@"; do
 done
 
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
-case $VAL_FRACTION in *[1-9]*) ;; *) VAL_FRACTION=0 ;; esac # 0.0 is none, too
+case $VAL_FRACTION in *[!0.]*) ;; *) VAL_FRACTION=0 ;; esac # 0.0 is none, too
 if [ -n "${PUBLISHED:-}" ]; then
     PUBLISHED_AT=https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models
     case $PUBLISHED in
@@ -43,7 +43,8 @@ blocks() { # number of blocks of the network
 }
 
 refuse_deposit_flag() { # flag reason
-    case " ${DEPOSIT_FLAGS:-} " in
+    local flags=" ${DEPOSIT_FLAGS:-} "
+    case ${flags//[$'\n\t']/ } in
         *" $1"*)
             echo "DEPOSIT_FLAGS: leave $1 out, as $2" >&2
             exit 1

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_deposit
 import train_scratch
 import utils.run
+import utils.runtime
 import withdraw
 from datasets import read_partition
 from utils.checkpoint import checksum, load_checkpoint, save_checkpoint
@@ -390,6 +391,13 @@ def test_a_machine_that_does_not_suffice_is_told_what_to_do(chain, tmp_path, mon
             call("train_deposit.py", *deposit_flags(chain, tmp_path))
     else:
         assert word in fail("train_deposit.py", *deposit_flags(chain, tmp_path))
+
+
+def test_a_gpu_that_others_fill_is_not_taken_for_one_without_kernels(monkeypatch):
+    for said, kind in (("CUDA error: out of memory", RuntimeError), ("no kernel image is available", UserError)):
+        monkeypatch.setattr(torch, "ones", mock.Mock(side_effect=RuntimeError(said)))
+        with pytest.raises(kind, match=said):
+            utils.runtime._try_out(torch.device("cpu"))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -151,6 +151,16 @@ def test_the_script_knows_every_axis_of_the_ablation_and_refuses_another_before_
     assert "holds no draw with a finished run" in fail("analysis/ablation.py", "--runs", tmp_path)
 
 
+@pytest.mark.parametrize("fraction, split", [("0", "test"), ("0.0", "test"), ("0.1", "val"), ("none", "val")])
+def test_no_held_out_images_are_measured_where_none_are_asked_for(fraction, split):
+    """partition_data.py refuses what is no number."""
+    program = "python() { :; }; source scripts/stages.sh; measured_split"
+    done = subprocess.run(["bash", "-c", program], cwd=ROOT, check=True,
+                          env={**os.environ, "VIRTUAL_ENV": "active", "VAL_FRACTION": fraction}, capture_output=True,
+                          text=True)
+    assert done.stdout.strip() == split
+
+
 def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     """lambda_at 0 is a copy of no_l_at; no Python is run here."""
     for name in ("default/seed0/partition.json", "losses/no_l_at/seed0/recover.pt"):
@@ -175,7 +185,7 @@ def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     ("9_methods", [], {"PUBLISHED": "resnet56", "DATA_DIR": "none"}, "/resnet56-4bfd9763.th into none"),
     ("1_table1_cifar10", [], {"DEPOSIT_FLAGS": "--lr 0.1 --preset deep"}, "name it there"),
     ("1_table1_cifar10", [], {"VARIANTS": "split4", "ARCH": "resnet20"}, "after a block that resnet20 lacks"),
-    ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--preset deep"}, "are both run"),
+    ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--lr 0.1\n--preset deep"}, "are both run"),
     ("9_methods", [], {"DEPOSIT_FLAGS": "--split_at 2"}, "probed after the last block"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,

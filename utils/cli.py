@@ -177,7 +177,7 @@ def _explained(error):
         return f"{error.strerror or error}{where}"
     if distributed.lost_a_rank(error):
         return (f"another process of this run has ended, for the reason above or in torchrun's report below, or the "
-                f"processes cannot talk ({str(error).strip().splitlines()[-1]}); run the same command again to go on "
+                f"processes cannot talk ({text.strip().splitlines()[-1]}); run the same command again to go on "
                 f"after the last whole epoch")
     return None
 
