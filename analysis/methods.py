@@ -68,8 +68,10 @@ def refuse_another_retrained(records):
     of_draws = {}
     for method, runs in records.items():
         for run in runs:
-            of_r = run.get("reference", {}).get("retrained") or ()  # without R there is no rho
-            other, first = of_draws.setdefault(run["settings"]["partition"], (method, of_r)) if of_r else (method, ())
+            of_r = run.get("reference", {}).get("retrained")
+            if not of_r:  # and so no rho
+                continue
+            other, first = of_draws.setdefault(run["settings"]["partition"], (method, of_r))
             if len(first) != len(of_r) or any(a[name] != b[name] for a, b in zip(first, of_r) for name in a.keys() & b):
                 raise UserError(f"{other} and {method} take the rho of a draw by different R: measure both with the "
                                 f"same --retrained, in the same order")

@@ -39,8 +39,8 @@ def withdrawn_after(folder, args, runtime):
     """{steps, as text: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0.
     They go to robustness.json in the folder; what is there of the same T and settings is not measured again."""
     content, partition, modules, _ = load_parts(folder)
-    file, identity = os.path.join(folder, "robustness.json"), {"target": content["checksum"], "lr": args.lr,
-                                                               "seed": args.seed}
+    file = os.path.join(folder, "robustness.json")
+    identity = {"target": content["checksum"], "lr": args.lr, "seed": args.seed}
     before = load_json(file) if os.path.exists(file) else {}
     if before.items() >= identity.items() and before["steps"].keys() == set(map(str, args.steps)):
         return before["steps"]

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 import torchvision
 
 from datasets.cub import open_cub
-from datasets.files import SPLITS
 from datasets.folder import FolderSource
 from utils.errors import UserError
 

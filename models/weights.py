@@ -72,7 +72,7 @@ def load_weights(network, arch, image_size, tensors, where, keep_head, flags=Tru
     misfit = _first_misfit(expected, given)
     if misfit is not None:
         raise UserError(f"{where} does not fit {'--arch ' if flags else ''}{arch}: {misfit}"
-                        + _hint(given, image_size, "use --arch" if flags else "it is a"))
+                        + _hint(given, image_size, "use --arch" if flags else "it would fit"))
     if any(given[name].shape != expected[name].shape for name in _HEAD):
         classes, wanted = (len(state["head.fc.bias"]) for state in (given, expected))
         if keep_head:
@@ -98,8 +98,8 @@ def _first_misfit(expected, given):
 
 def _hint(given, image_size, verb):
     """The end of a misfit's message: what would fit."""
-    sizes = {"": image_size, f" for images of up to {SMALL_IMAGE} pixels": SMALL_IMAGE,
-             f" for images above {SMALL_IMAGE} pixels": SMALL_IMAGE + 1}
+    sizes = {"": image_size, f" and images of up to {SMALL_IMAGE} pixels": SMALL_IMAGE,
+             f" and images above {SMALL_IMAGE} pixels": SMALL_IMAGE + 1}
     for advice, size in sizes.items():
         for arch in ARCHITECTURES:
             with torch.device("meta"):

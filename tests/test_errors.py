@@ -179,6 +179,7 @@ CONTRADICTIONS = {
         (lambda c: c["tensors"].update({"extra": torch.zeros(1)}), 'Unexpected key(s) in state_dict: "extra"'),
         (lambda c: c["tensors"].update({"head.fc.weight": torch.zeros(3, 64)}), "head.fc.weight"),
         (lambda c: c.update(arch="resnet20"), "does not fit"), (lambda c: c.update(arch="vgg"), "is unknown"),
+        (lambda c: c["partition"].pop("samples"), "not a partition"),
         (lambda c: c["partition"].pop("samples"), "another version of this project wrote it"),
         (lambda c: c.update(kind="deposit"), "kind 'deposit', not original or target")],
     "target": [(lambda c: c.pop("away"), "before deposits had names")],

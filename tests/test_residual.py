@@ -1,5 +1,6 @@
 """Residual knowledge: each measure on features whose answer is known, on T0 and between two R; the command lines."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -230,7 +231,7 @@ def test_the_rate_of_relearning_is_that_at_which_r_is_fastest(networks, tmp_path
         tried.append(lr)
         arrives = {1e-1: 40, 1e-2: 15, 1e-3: 30}[lr]
         for step in range(steps + 1):
-            student = residual.copy.deepcopy(network)
+            student = copy.deepcopy(network)
             if step >= arrives:
                 student.load_state_dict(load_network(str(tmp_path / "original/original.pt"))[0].state_dict())
             else:
@@ -259,7 +260,7 @@ def test_recovery_takes_the_fewest_bits_that_give_the_images_of_d_back(networks)
     found, goal = residual.recovery(known), original.accuracy("deposit")["dep"] - 0.1
 
     def given_back(bits):
-        whole, target, network = t0.state_dict(), t.state_dict(), residual.copy.deepcopy(t)
+        whole, target, network = t0.state_dict(), t.state_dict(), copy.deepcopy(t)
         network.load_state_dict(shifted(target, decode(encode(whole, target, bits), target, bits), 1))
         return known.accuracy("deposit", network)["dep"] >= goal
 
@@ -340,7 +341,7 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--device", "cpu"]
     torch.save(build_network("resnet20", 4, 16).state_dict(), tmp_path / "other.pt")
     assert "does not fit resnet8" in (line := fail("analysis/residual.py", "--networks", tmp_path / "other.pt", *flags))
-    assert line.endswith(": it is a resnet20")  # there is no --arch here
+    assert line.endswith(": it would fit resnet20")  # there is no --arch here
     assert "does not exist" in fail("analysis/residual.py", "--networks", tmp_path / "none.pt", *flags)
     succeed("partition_data.py", "--dataset", "folder", "--data_dir", networks / "images", "--deposit_classes", "ant",
             "--out", tmp_path / "partition.json")

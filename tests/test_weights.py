@@ -162,8 +162,8 @@ def test_a_misfit_is_named(tmp_path, change, word):
     (lambda: [build_network("resnet20", 4, 32).state_dict()], "resnet8", 32, "resnet20"),
     (lambda: [build_network("resnet20", 100, 32).state_dict()], "resnet8", 32, "resnet20"),
     (kuangliu_layout, "resnet8", 32, "resnet18"),
-    (imagenet_layout, "resnet8", 32, "resnet18 for images above 64 pixels"),
-    (kuangliu_layout, "resnet18", 96, "resnet18 for images of up to 64 pixels"),
+    (imagenet_layout, "resnet8", 32, "resnet18 and images above 64 pixels"),
+    (kuangliu_layout, "resnet18", 96, "resnet18 and images of up to 64 pixels"),
 ])
 def test_the_architecture_that_fits_is_named(tmp_path, layout, arch, size, fitting):
     with pytest.raises(UserError, match=f"use --arch {fitting}$"):
