@@ -11,8 +11,8 @@ import torch
 from datasets import batches, evaluation_batches, first_images, load_if_there, load_images, partition_of_run
 from datasets.batches import steps_per_epoch
 from models import synthesis
-from models.architectures import take_rows
-from models.bank import open_original
+from models.architectures import join_network, take_rows
+from models.bank import classes_of, open_original
 from models.checkpoints import describe
 from models.difference import BITS, decode, encode, shifted
 from models.lirf import LIRF, TERMS
@@ -21,7 +21,7 @@ from utils import distributed
 from utils.checkpoint import checksum, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import evaluate, metrics_path, read_metrics, record_network, table1
+from utils.metrics import count_correct, logged_target, record_network, refuse_other_figures, table1
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -113,18 +113,20 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     meter, steps, generator = LossMeter(), steps_per_epoch(images, args.batch_size), runtime.generator(epoch)
     y_r = lirf.random_labels(images.labels, generator)  # drawn anew for every epoch
     images = dataclasses.replace(images, labels=torch.stack([images.labels, y_r], 1))
-    data = batches(images, args.batch_size, runtime.device, generator=generator)
+    data = batches(images, args.batch_size, generator=generator)
     for i, (x, labels) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
             out = parallel(x, synthesis.synthetic(x, moved, generator) if moved else None)
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
-    made = synthesis.STEPS * len(moved) / len(images) if moved and epoch == 0 else 0
-    return {**meter.means(), **({"passes": 2 + made} if moved else {})}
+    means = meter.means()
+    if moved is not None:
+        means["passes"] = 2 + (synthesis.STEPS * len(moved) / len(images) if epoch == 0 else 0)
+    return means
 
 
-def accuracies_of_target(lirf, images, original, partition, runtime):
+def accuracies_of_target(lirf, images, original, partition):
     """T's column of Table 1 on images of the logged split, before the rounding and of this deposit alone, for the log:
     the last epoch is what is kept. {} where `images` is None."""
     if images is None:
@@ -132,11 +134,9 @@ def accuracies_of_target(lirf, images, original, partition, runtime):
     upper = copy.deepcopy(lirf.eval().upper)
     if lirf.args.last_layer == "cleared":
         take_rows(upper[-1].fc, partition.deposit_classes)
-    counts = evaluate(lambda x, y: {"target": upper(lirf.target(x))}, evaluation_batches(images, runtime.device),
-                      partition.num_classes)
+    counts = count_correct(join_network(lirf.target, upper), evaluation_batches(images), partition.num_classes)
     split = partition.logged_split
-    figures = table1(counts["target"], partition, original.counts[split])
-    return {f"{'target' if split == 'test' else f'{split}_target'}_{name}": value for name, value in figures.items()}
+    return logged_target(table1(counts, partition, original.counts[split]), split)
 
 
 def read_original(args):
@@ -146,7 +146,7 @@ def read_original(args):
     original, partition = open_original(original_path, args.split_at)
     args.split_at = original.split_at  # the number stands in the settings and in target.pt
     partition = partition_of_run(args, partition, original_path)
-    taken = sorted({c for classes in original.away.values() for c in classes} & set(partition.deposit_classes))
+    taken = sorted({*classes_of(original.away)} & {*partition.deposit_classes})
     if taken:
         raise UserError(f"class '{partition.class_names[taken[0]]}' is deposited already: name a --partition of other "
                         f"classes")
@@ -154,8 +154,7 @@ def read_original(args):
     if args.images_per_class is not None and args.images_per_class > fewest:
         raise UserError(f"--images_per_class {args.images_per_class}: a deposit class has {fewest} training images, "
                         f"no more")
-    for split in original.counts:
-        read_metrics(metrics_path(args.save_path, split), original.with_gone(partition))
+    refuse_other_figures(args.save_path, original.counts, original.with_gone(partition))
     return original, partition
 
 
@@ -223,7 +222,7 @@ def main(args):
         if args.lambda_ur and moved is None:  # within an epoch, so that its seconds count
             moved = synthesis.moved_to_preserved(lirf, images, runtime)
         values = train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, epoch, moved)
-        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition, runtime))
+        training.end_epoch(epoch, values, lambda: accuracies_of_target(lirf, shown, original, partition))
 
     if distributed.rank == 0:
         save_deposit(args, lirf, original, partition, settings, costs)

@@ -16,7 +16,7 @@ from utils import distributed
 from utils.checkpoint import checksum, is_ours, load_checkpoint, save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import count_correct, metrics_path, percent, read_metrics, record_network
+from utils.metrics import count_correct, percent, record_network, refuse_other_figures
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -66,8 +66,7 @@ def obtain_partition(args):
     if given is not None and given.hash != partition.hash:
         raise UserError(f"{args.save_path} holds a run of another partition: choose another --save_path")
     partition = partition or make_partition("cifar10", args.data_dir, seed=args.seed)
-    for split in ("test", "val"):
-        read_metrics(metrics_path(args.save_path, split), partition)
+    refuse_other_figures(args.save_path, ("test", "val"), partition)
     return partition
 
 
@@ -83,7 +82,7 @@ def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
     """One pass over the images; returns {"loss": mean cross-entropy, "lr": last rate}."""
     network.train()
     meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
-    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    data = batches(images, args.batch_size, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         lr = learning_rate(args, epoch * steps + i, steps)
         with runtime.autocast():
@@ -137,7 +136,7 @@ def main(args):
         image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
 
     def counts_on(split):
-        return count_correct(network, evaluation_batches(evaluation[split], runtime.device), len(classes))
+        return count_correct(network, evaluation_batches(evaluation[split]), len(classes))
 
     runtime.place(network)
     optimizer = make_optimizer(network.parameters(), args, nesterov=True)

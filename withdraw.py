@@ -9,13 +9,14 @@ import torch
 
 from datasets import evaluation_batches, load_if_there, load_images
 from models.architectures import before_last_layer, join_network
-from models.bank import give_back
+from models.bank import classes_of, give_back
 from models.checkpoints import cut, describe, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import evaluate, metrics_path, percent, read_metrics, record_network, table1, write_metrics
+from utils.metrics import (evaluate, metrics_path, percent, read_metrics, record_network, refuse_other_figures, table1,
+                           write_metrics)
 from utils.runtime import Runtime
 from utils.tables import markdown, print_table, table1_rows
 
@@ -112,15 +113,14 @@ def main(args):
         if (before["target"], before.get("away", away)) != (content["checksum"], away):
             raise UserError(f"{out} is the recover network of another target, or of other deposits: choose another "
                             f"--save_path, or remove it")
-    for split in content["counts"]:  # figures of another partition are refused before anything is measured
-        read_metrics(metrics_path(args.save_path, split), partition)
+    refuse_other_figures(args.save_path, content["counts"], partition)
     if args.data_dir is not None or args.eval_split == "val":
         images = load_images(partition, args.data_dir or "data", args.eval_split, partition.classes("all"))
     else:
         images = load_if_there(partition, "data", "test", "not measured")
 
     network = recover_network(modules, partition, args.merge)
-    left = partition.with_deposit(sorted(c for classes in away.values() for c in classes) or partition.deposit_classes)
+    left = partition.with_deposit(sorted(classes_of(away)) or partition.deposit_classes)
     save_checkpoint(out, "recover", network.state_dict(),
                     **describe(content["arch"], partition.classes("all"), left), split_at=content["split_at"],
                     merge=args.merge, target=content["checksum"], away=away,
@@ -129,7 +129,7 @@ def main(args):
     if images is None:
         return
 
-    data = evaluation_batches(images.to(runtime.device), runtime.device)
+    data = evaluation_batches(images.to(runtime.device))
     counts = measure(runtime.place(modules), data, partition, runtime.device)
     original = content["counts"]
     deposits = {", ".join(partition.class_names[c] for c in classes): classes

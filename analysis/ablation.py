@@ -13,23 +13,23 @@ from utils.files import load_json, read_log
 from utils.metrics import metrics_path
 from utils.tables import above, markdown, print_table, summary
 
-# axis -> (its title, where the default run stands on it, from the settings in that run's log)
+# axis -> (its title, the setting that says where the default run stands on it)
 AXES = {
-    "losses": ("loss terms", lambda settings: "default"),
-    "split": ("cut after block", lambda settings: settings["split_at"]),
-    "lr": ("learning rate", lambda settings: settings["lr"]),
-    "lambda_kp": ("lambda_kp", lambda settings: settings["lambda_kp"]),
-    "lambda_at": ("lambda_at", lambda settings: settings["lambda_at"]),
-    "lambda_pt": ("lambda_pt", lambda settings: settings["lambda_pt"]),
-    "lambda_re": ("lambda_re", lambda settings: settings["lambda_re"]),
-    "random_label": ("random labels", lambda settings: settings["random_label"]),
-    "bn_stats": ("batch norm", lambda settings: settings["bn_stats"]),
-    "pruning": ("pruning ratio of T_r", lambda settings: settings["prune_ratio"]),
-    "bits": ("bits of the difference", lambda settings: settings["difference_bits"]),
-    "temperature": ("temperature", lambda settings: settings["temperature"]),
-    "classes": ("tenths of the classes deposited", lambda settings: settings["tenths"]),
-    "images": ("images a class of D_r", lambda settings: settings["images_per_class"] or "all"),
-    "epochs": ("epochs over D_r", lambda settings: settings["epochs"]),
+    "losses": ("loss terms", "losses"),
+    "split": ("cut after block", "split_at"),
+    "lr": ("learning rate", "lr"),
+    "lambda_kp": ("lambda_kp", "lambda_kp"),
+    "lambda_at": ("lambda_at", "lambda_at"),
+    "lambda_pt": ("lambda_pt", "lambda_pt"),
+    "lambda_re": ("lambda_re", "lambda_re"),
+    "random_label": ("random labels", "random_label"),
+    "bn_stats": ("batch norm", "bn_stats"),
+    "pruning": ("pruning ratio of T_r", "prune_ratio"),
+    "bits": ("bits of the difference", "difference_bits"),
+    "temperature": ("temperature", "temperature"),
+    "classes": ("tenths of the classes deposited", "tenths"),
+    "images": ("images a class of D_r", "images_per_class"),
+    "epochs": ("epochs over D_r", "epochs"),
 }
 FIGURES = {
     "T: Pre": lambda m: m["target"]["pre_acc"],
@@ -70,7 +70,10 @@ def axis_rows(axis, paths):
     run = os.path.dirname(variants["default"][0])
     partition = load_json(os.path.join(run, "partition.json"))
     tenths = round(10 * len(partition["deposit_classes"]) / len(partition["class_names"]), 2)
-    stands = AXES[axis][1]({**read_log(os.path.join(run, "deposit_log.jsonl"))[0]["settings"], "tenths": tenths})
+    settings = read_log(os.path.join(run, "deposit_log.jsonl"))[0]["settings"]
+    stands = {**settings, "tenths": tenths, "losses": "default"}[AXES[axis][1]]
+    if stands is None:  # --images_per_class is not set
+        stands = "all"
     variants[f"{stands:g}" if isinstance(stands, (int, float)) else stands] = variants.pop("default")
     return variant_rows({value: variants[value] for value in sorted(variants, key=_order)})
 

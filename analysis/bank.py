@@ -8,9 +8,11 @@ from the T_r of its deposit."""
 import itertools
 import math
 import os
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+from torch import nn
 
 from datasets import evaluation_batches, load_images
 from models.architectures import split_network
@@ -57,33 +59,64 @@ def states_of(sizes, num_classes, most, wanted, seed):
     return states
 
 
-def deposit_columns(modules, upper, classes, x, num_classes):
+class Deposit(NamedTuple):
+    """One deposit of the bank."""
+
+    classes: list
+    cleared: list  # of its classes, those whose rows of the last layer it took from T
+    difference: dict  # {name: Δ} of the lower part
+    module: nn.Module  # T_r
+
+
+def read_deposits(folders, network, original, original_path, runtime):
+    """([Deposit], their split_at) of the folders; original: content of T0's file, network: T0. Raises UserError for
+    deposits of another T0, of several cuts, or of one class twice."""
+    deposits, split_at = [], None
+    for folder in folders:
+        target_path = os.path.join(folder, "target.pt")
+        content, partition = read(target_path, "target")
+        require_original(content, target_path, original, original_path)
+        if split_at not in (None, content["split_at"]):
+            raise UserError(f"{folder} is cut after another block than {folders[0]}: name deposits of one bank")
+        split_at = content["split_at"]
+        lower, _ = split_network(network, split_at)
+        name, difference, rows = read_difference(os.path.join(folder, "difference.pt"), target_path, content,
+                                                 content["away"], lower)
+        own = content["away"][name]
+        if any(not set(own).isdisjoint(other.classes) for other in deposits):
+            raise UserError(f"{folder} deposits a class that another folder deposits too: name each class once")
+        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, partition)
+        deposits.append(Deposit(own, [] if rows is None else own, difference, runtime.place(module)))
+    return deposits, split_at
+
+
+def deposit_columns(deposits, upper, x, num_classes):
     """g-bar(upper(T_r(x))) of every deposit in one tensor (b, num_classes); zeros for classes of none."""
     columns = torch.zeros(len(x), num_classes, device=x.device)
-    for module, own in zip(modules, classes):
-        columns[:, own] = upper(module(x))[:, own]
+    for deposit in deposits:
+        columns[:, deposit.classes] = upper(deposit.module(x))[:, deposit.classes]
     return columns
 
 
-def measure(network, differences, modules, classes, cleared, states, data, split_at):
+def measure(network, deposits, states, data, split_at):
     """[{"away", "counts", "deposits": accuracy of each, "rest", "by_modules": accuracy with what is away withdrawn by
-    T_r}] of the states. modules, classes, cleared: T_r of each deposit, its classes, and those whose rows of the last
-    layer it took from T. Leaves the network in the last state."""
+    T_r}] of the states. Leaves the network in the last state."""
     lower, upper = split_network(network, split_at)
     num_classes = network[-1].fc.out_features
-    changed = {name.split(".")[0] for difference in differences for name, tensor in difference.items() if tensor.any()}
+    changed = {name.split(".")[0] for deposit in deposits for name, d in deposit.difference.items() if d.any()}
     first = next((i for i, (name, _) in enumerate(lower.named_children()) if name in changed), len(lower))
     with torch.no_grad():  # what is the same in every state
-        data = [((lower[:first](x), deposit_columns(modules, upper, classes, x, num_classes)), y) for x, y in data]
+        data = [((lower[:first](x), deposit_columns(deposits, upper, x, num_classes)), y) for x, y in data]
     lower = lower[first:]
     whole = {name: tensor.clone() for name, tensor in lower.state_dict().items()}
     figures = []
     for state in states:
-        now = whole
-        for deposit in state:
-            now = shifted(now, differences[deposit], -1)
+        now, away = whole, [deposits[i] for i in state]
+        for deposit in away:
+            now = shifted(now, deposit.difference, -1)
         lower.load_state_dict(now)
-        gone, masked = ([c for deposit in state for c in of_deposits[deposit]] for of_deposits in (classes, cleared))
+        gone = [c for deposit in away for c in deposit.classes]
+        masked = [c for deposit in away for c in deposit.cleared]
 
         def forward(x, y):
             z = upper(lower(x[0]))
@@ -94,7 +127,8 @@ def measure(network, differences, modules, classes, cleared, states, data, split
 
         found = evaluate(forward, data, num_classes)
         counts = found["state"]
-        figures.append({"away": list(state), "counts": counts, "deposits": [percent(counts, c) for c in classes],
+        figures.append({"away": list(state), "counts": counts,
+                        "deposits": [percent(counts, deposit.classes) for deposit in deposits],
                         "rest": percent(counts, [c for c in range(num_classes) if c not in gone]),
                         "by_modules": percent(found["withdrawn"])})
     return figures
@@ -157,30 +191,13 @@ def main(args):
     runtime = Runtime.of(args)
     original, partition = read(args.original, "original")
     network = runtime.place(network_of(original, partition, args.original))
-    cut_after, classes, cleared, differences, modules = None, [], [], [], []
-    for folder in args.deposits:
-        target_path = os.path.join(folder, "target.pt")
-        content, own_partition = read(target_path, "target")
-        require_original(content, target_path, original, args.original)
-        if cut_after not in (None, content["split_at"]):
-            raise UserError(f"{folder} is cut after another block than {args.deposits[0]}: name deposits of one bank")
-        cut_after = content["split_at"]
-        lower, _ = split_network(network, cut_after)
-        name, difference, rows = read_difference(os.path.join(folder, "difference.pt"), target_path, content,
-                                                 content["away"], lower)
-        own = content["away"][name]
-        if any(not set(own).isdisjoint(others) for others in classes):
-            raise UserError(f"{folder} deposits a class that another folder deposits too: name each class once")
-        classes.append(own)
-        cleared.append([] if rows is None else own)
-        differences.append(difference)
-        module = read_deposit(os.path.join(folder, "deposit.pt"), target_path, content, own_partition)
-        modules.append(runtime.place(module))
+    deposits, split_at = read_deposits(args.deposits, network, original, args.original, runtime)
+    classes = [deposit.classes for deposit in deposits]
     names = ["+".join(printable(partition.class_names[c]) for c in own) for own in classes]
     images = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
-    data = evaluation_batches(images, runtime.device)
+    data = evaluation_batches(images)
     states = states_of([len(own) for own in classes], partition.num_classes, args.away, args.states, args.seed)
-    figures = measure(network, differences, modules, classes, cleared, states, data, cut_after)
+    figures = measure(network, deposits, states, data, split_at)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     save_json(f"{args.out}.json", result)
     plot(figures, names, args.out)

@@ -17,8 +17,8 @@ from models.checkpoints import describe, network_of, read
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import (count_correct, metrics_path, percent, read_metrics, record_network, table1,
-                           write_metrics)
+from utils.metrics import (count_correct, logged_target, metrics_path, percent, record_network, refuse_other_figures,
+                           table1, write_metrics)
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -178,28 +178,27 @@ def read_original(args):
     content, partition = read(original_path, "original")
     network = network_of(content, partition, original_path)
     partition = partition_of_run(args, partition, original_path)
-    for split in content["counts"]:
-        read_metrics(metrics_path(args.save_path, split), partition)
+    refuse_other_figures(args.save_path, content["counts"], partition)
     return content, network, partition
 
 
-def train(net, images, figures, prefix, runtime, training, args):
+def train(net, images, logged, runtime, training, args):
     """Train T on the ImageSet `images`, D_r; where the method has a stop, until it names few of 200 of them a class.
-    figures(): logged after each epoch, by names with the prefix; nothing is chosen by them."""
+    logged(): figures that each epoch's line holds, too; nothing is chosen by them."""
     method, steps = METHODS[args.method], steps_per_epoch(images, args.batch_size)
     optimizer = make_optimizer(net.target.parameters(), args)
     training.track(optimizer, network=net.target)
     looked_at = first_images(images, 200, args.seed)
 
     def forgotten():
-        return method.stop and percent(count_correct(net.target, evaluation_batches(looked_at, runtime.device),
+        return method.stop and percent(count_correct(net.target, evaluation_batches(looked_at),
                                                      net.target[-1].fc.out_features)) <= method.stop
 
     for epoch in training.remaining_epochs():
         if forgotten():  # so a run that was killed after its stop ends there too
             break
         meter, generator = LossMeter(), runtime.generator(epoch)
-        data = batches(images, args.batch_size, runtime.device, generator=generator)
+        data = batches(images, args.batch_size, generator=generator)
         for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
             net.target.train(args.bn_stats == "updated")
             with runtime.autocast():
@@ -208,8 +207,7 @@ def train(net, images, figures, prefix, runtime, training, args):
             take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)
             if (i + 1) % CHECK_EVERY == 0 and forgotten():
                 break
-        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps}, lambda: {
-            f"{prefix}_{name}": value for name, value in figures().items() if name != "counts"})
+        training.end_epoch(epoch, {**meter.means(), "passes": method.passes * (i + 1) / steps}, logged)
 
 
 def main(args):
@@ -223,21 +221,21 @@ def main(args):
     if already_done(out, "target", "forget", settings) is not None:
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs)
-    logged = partition.logged_split
+    split = partition.logged_split
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
-    shown = load_images(partition, args.data_dir, logged, partition.classes("all")).to(runtime.device)
+    shown = load_images(partition, args.data_dir, split, partition.classes("all")).to(runtime.device)
     net = Networks(original, content["arch"], partition, runtime, args.lambda_cosine)
 
     def figures():
-        counts = count_correct(net.target, evaluation_batches(shown, runtime.device), partition.num_classes)
-        return {**table1(counts, partition, content["counts"][logged]), "counts": counts}
+        counts = count_correct(net.target, evaluation_batches(shown), partition.num_classes)
+        return {**table1(counts, partition, content["counts"][split]), "counts": counts}
 
-    train(net, images, figures, "target" if logged == "test" else f"{logged}_target", runtime, training, args)
+    train(net, images, lambda: logged_target(figures(), split), runtime, training, args)
     if method.edit:
         with torch.no_grad():
             method.edit(net.target[-1].fc, net.deposited)
     record_network(args.save_path, partition, "original", content["counts"])
-    write_metrics(metrics_path(args.save_path, logged), partition, target=figures())
+    write_metrics(metrics_path(args.save_path, split), partition, target=figures())
     # No difference lies beside it, so as a bank's network this one is refused.
     save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
                     **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],

@@ -98,11 +98,9 @@ def choose(folders):
     if len(measured_on) > 1 or measured_on.pop()[0] != "val":
         raise UserError(f"{', '.join(folders)} were not all measured on the same held-out images: measure them with "
                         f"--eval_split val, of one partition and T0")
-    chosen = {}
-    for rule, fits, cost in (("h_mean", lambda c: True, lambda c: -c["h_mean"]),
-                             ("probe", lambda c: c["h_mean"] >= DEEP, lambda c: c["probe"])):
-        if fitting := [trial for trial in trials if fits(trials[trial])]:
-            chosen[rule] = min(fitting, key=lambda trial: cost(trials[trial]))
+    chosen = {"h_mean": max(trials, key=lambda trial: trials[trial]["h_mean"])}
+    if deep := [trial for trial in trials if trials[trial]["h_mean"] >= DEEP]:
+        chosen["probe"] = min(deep, key=lambda trial: trials[trial]["probe"])
     rows = {trial: {**{column: summary([figures[key]]) for key, column in COLUMNS.items()},
                     "chosen by": ", ".join(rule for rule in chosen if chosen[rule] == trial) or "-"}
             for trial, figures in trials.items()}

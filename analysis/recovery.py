@@ -20,15 +20,16 @@ from PIL import Image
 from datasets import batches, evaluation_batches, first_images, load_images
 from datasets.batches import pixels_of
 from models import losses
-from models.architectures import split_network
+from models.architectures import join_network, split_network
 from models.checkpoints import cut, network_of, read, read_deposit, require_original
 from models.difference import between, decode, encode, quantise, shifted
-from models.recover import concat
+from models.recover import RecoverNetwork
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
 from utils.metrics import evaluate, percent, table1
+from utils.optim import take_step
 from utils.runtime import Runtime
 from utils.tables import above, markdown, print_table, summary
 
@@ -117,15 +118,12 @@ def finetuned(lower, upper, images, preserved, runtime):
     student = copy.deepcopy(lower).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(student.parameters(), RATE, 0.9)
     for step in range(STEPS):
-        x, y = next(iter(batches(images, 32, runtime.device, generator=runtime.generator(step))))
+        x, y = next(iter(batches(images, 32, generator=runtime.generator(step))))
         with torch.no_grad():
             z_t = upper(lower(x))
         z = upper(student(x))
         loss = torch.nn.functional.cross_entropy(z, y) + losses.knowledge_preserving(z, z_t, preserved, 4.0)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimizer.step()
+        take_step(optimizer, loss, RATE, 5.0)
     return student.requires_grad_(False)
 
 
@@ -180,27 +178,23 @@ def points_of(target_path, content, partition, original, args, runtime):
         form = f"lower part of T0, {bits} bits"
         sizes[form], lowers[form] = rounded_module(lower_0, bits)
     sizes["T_r rounded, 8 bits"], rounded_deposit = rounded_module(deposit, 8)
+    networks = {"T0": original, **{form: join_network(part, upper) for form, part in lowers.items()},
+                **{f"T, {form}": join_network(part, upper) for form, part in targets.items()},
+                "T_r rounded, 8 bits": RecoverNetwork(lower, rounded_deposit, upper, partition.deposit_classes,
+                                                      "concat")}
+    for network in networks.values():
+        runtime.place(network).requires_grad_(False)
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes)
-    preserved, deposited = (torch.tensor(partition.classes(subset), device=runtime.device)
-                            for subset in ("preservation", "deposit"))
-    for part in (original, lower, upper, *lowers.values(), *targets.values(), rounded_deposit):
-        runtime.place(part).requires_grad_(False)
+    preserved = torch.tensor(partition.preserved_classes, device=runtime.device)
     fewest = images.labels.unique(return_counts=True)[1].min()
     for count in (count for count in IMAGES if count <= fewest):
         kept = first_images(images, count, args.seed)
         form = f"{count} images a class (trains)"
         sizes[form] = png_bytes(kept)
-        lowers[form] = finetuned(lower, upper, kept.to(runtime.device), preserved, runtime)
-
-    def forward(x, y):
-        z_t = upper(lower(x))
-        outputs = {form: upper(module(x)) for form, module in lowers.items()}
-        outputs["T_r rounded, 8 bits"] = concat(z_t, upper(rounded_deposit(x)), deposited)
-        outputs |= {f"T, {form}": upper(module(x)) for form, module in targets.items()}
-        return {"T0": original(x), **outputs}
-
+        networks[form] = join_network(finetuned(lower, upper, kept.to(runtime.device), preserved, runtime), upper)
     shown = load_images(partition, args.data_dir, args.eval_split, partition.classes("all")).to(runtime.device)
-    counts = evaluate(forward, evaluation_batches(shown, runtime.device), partition.num_classes)
+    counts = evaluate(lambda x, y: {name: network(x) for name, network in networks.items()}, evaluation_batches(shown),
+                      partition.num_classes)
     reference = percent(counts["T0"])
     h_mean = {form: table1(counts[f"T, {form}"], partition, counts["T0"])["h_mean"] for form in targets}
     return {form: {"bytes": sizes[form], "above": percent(counts[form]) - reference, "h_mean": h_mean.get(form)}

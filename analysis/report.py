@@ -24,24 +24,24 @@ def get_args_parser():
     return parser
 
 
-def pages(root):
+def pages():
     """The Markdown files that may show tables, relative to the root."""
-    return sorted(os.path.relpath(path, root) for pattern in ("README.md", "*/README.md", "results/*.md")
-                  for path in glob.glob(os.path.join(root, pattern)))
+    return sorted(os.path.relpath(path, ROOT) for pattern in ("README.md", "*/README.md", "results/*.md")
+                  for path in glob.glob(os.path.join(ROOT, pattern)))
 
 
-def entry(name, root):
+def entry(name):
     """The ledger's entry of a table; None while it has no runs."""
     table = TABLES[name]
     paths = [path for pattern in table.runs.split()
-             for path in sorted(glob.glob(os.path.join(root, "results", "logs", pattern), recursive=True))]
+             for path in sorted(glob.glob(os.path.join(ROOT, "results", "logs", pattern), recursive=True))]
     if not paths:
         return None
     folders = sorted({os.path.dirname(path) for path in paths}) if table.logs else []
     patterns = [*(os.path.join(folder, table.logs) for folder in folders),
-                *(os.path.join(root, "results", "logs", pattern) for pattern in table.further.split())]
+                *(os.path.join(ROOT, "results", "logs", pattern) for pattern in table.further.split())]
     logs = {pattern: glob.glob(pattern) for pattern in patterns}
-    missing = [os.path.relpath(pattern, root) for pattern, found in logs.items() if not found]
+    missing = [os.path.relpath(pattern, ROOT) for pattern, found in logs.items() if not found]
     if missing:
         raise UserError(f"there is no log {missing[0]}: copy the run's records again (scripts/collect.sh)")
     heads = [read_log(log)[0] for log in sorted({log for found in logs.values() for log in found})]
@@ -51,9 +51,9 @@ def entry(name, root):
             "commits": sorted({head["commit"] or "unknown" for head in heads}), "rows": table.rows(paths)}
 
 
-def make_ledger(root):
+def make_ledger():
     """{table: entry} of the tables that have runs."""
-    return {name: found for name in TABLES if (found := entry(name, root)) is not None}
+    return {name: found for name in TABLES if (found := entry(name)) is not None}
 
 
 def fill(text, ledger, page):
@@ -75,22 +75,20 @@ def fill(text, ledger, page):
 
 def _without_empty_columns(rows):
     """Rows without the columns of which none has a figure."""
-    empty = {column for cells in rows.values() for column in cells} - {
-        column for cells in rows.values() for column, value in cells.items() if value not in (None, "-")}
-    return {name: {column: value for column, value in cells.items() if column not in empty}
-            for name, cells in rows.items()}
+    shown = {column for cells in rows.values() for column, value in cells.items() if value not in (None, "-")}
+    return {name: {column: value for column, value in cells.items() if column in shown} for name, cells in rows.items()}
 
 
-def main(args, root=ROOT):
-    ledger = make_ledger(root)
-    path = os.path.join(root, LEDGER)
+def main(args):
+    ledger = make_ledger()
+    path = os.path.join(ROOT, LEDGER)
     if args.check:
         if load_json(path) != json.loads(json.dumps(ledger)):
             raise UserError(f"{LEDGER} is not what the logs give: run python -m analysis.report")
     else:
         save_json(path, ledger)
-    for page in pages(root):
-        name = os.path.join(root, page)
+    for page in pages():
+        name = os.path.join(ROOT, page)
         with open(name, encoding="utf-8") as file:
             text = file.read()
         filled = fill(text, ledger, page)

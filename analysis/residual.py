@@ -4,13 +4,13 @@ training images, reported on test images. A network is a file of T0's architectu
 kept beside it, as FILE_residual_<draw>.json, and not measured twice."""
 
 import copy
-import dataclasses
 import functools
 import itertools
 import os
-import re
 import statistics
 import zlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from analysis import measures
 from analysis.methods import print_tables, read_record
 from analysis.recovery import as_bytes, file_size
 from datasets import batches, evaluation_batches, first_images, load_images, read_partition
+from datasets.batches import first_rows
 from models.architectures import before_last_layer, build_network, split_network
 from models.checkpoints import read, require_original
 from models.difference import BITS, decode, encode, shifted
@@ -29,6 +30,7 @@ from utils.cli import add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
 from utils.metrics import count_correct, harmonic_mean, percent
+from utils.optim import take_step
 from utils.run import settings_of
 from utils.runtime import Runtime
 
@@ -64,7 +66,7 @@ class Known:
         (lower, upper), found = self.parts, {"cut": [], "last": [], "logits": [], "y": []}
         before_last = before_last_layer(upper)
         self.network.eval()
-        for x, y in evaluation_batches(self.images[split], self.runtime.device):
+        for x, y in evaluation_batches(self.images[split]):
             f = lower(x)
             h = before_last(f)
             for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
@@ -82,7 +84,7 @@ class Known:
 
     def accuracy(self, split, network=None):
         """{"dep", "pre"} of the network, or of another, on a split."""
-        data = evaluation_batches(self.images[split], self.runtime.device)
+        data = evaluation_batches(self.images[split])
         counts = count_correct(network or self.network, data, self.partition.num_classes)
         return {"dep": percent(counts, self.partition.deposit_classes),
                 "pre": percent(counts, self.partition.preserved_classes)}
@@ -98,12 +100,10 @@ def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=Fa
     optimizer = torch.optim.SGD(student.parameters(), lr, 0.9)
     yield 0, student
     data = (batch for n in itertools.count()
-            for batch in batches(images, batch_size, runtime.device, generator=runtime.generator(draw, n)))
+            for batch in batches(images, batch_size, generator=runtime.generator(draw, n)))
     for step, (x, y) in zip(range(1, steps + 1), data):
         student.train(bn_updated)
-        optimizer.zero_grad()
-        F.cross_entropy(student(x), y).backward()
-        optimizer.step()
+        take_step(optimizer, F.cross_entropy(student(x), y), lr, 0)
         yield step, student.eval()
 
 
@@ -154,9 +154,10 @@ def relearn(known):
         return CAP
 
     rate, least = known.relearn_rate, CAP + 1
-    for candidate in RATES if rate is None else ():  # a slower one need not be followed further than the best
-        if (found := steps(candidate, DRAWS, min(least, CAP))) < least:
-            rate, least = candidate, found
+    if rate is None:
+        for candidate in RATES:  # a slower one need not be followed further than the best
+            if (found := steps(candidate, DRAWS, min(least, CAP))) < least:
+                rate, least = candidate, found
     found = [steps(rate, draw, CAP) for draw in range(DRAWS)]
     return {"steps": statistics.fmean(found), "deviation": statistics.stdev(found) if DRAWS > 1 else 0.0,
             "censored": found.count(CAP), "lr": rate}
@@ -182,29 +183,35 @@ def recovery(known):
             "parameters": changed, **known.accuracy("test", recovered)}
 
 
-# This is the one place to add a measure: it gets a Known and gives {figure: value}; rho is taken of the first figure.
+class Measure(NamedTuple):
+    """What is measured of a Known."""
+
+    figures: Callable  # of the Known: {figure: value}
+    least: int = 0  # images a class that it needs
+    rho: bool = True  # whether rho is taken of its first figure
+
+
+# This is the one place to add a measure. Four hold out an image of each class to choose their strength. T0 with a
+# prototype's row, of the preserved rows' norm, names few preserved images: a rho of its Dep would say little.
 MEASURES = {
-    "answers": lambda known: known.accuracy("test"),
-    "probe": lambda known: known.by(measures.linear_probe, "last"),
-    "probe_cut": lambda known: known.by(measures.linear_probe, "cut"),
-    "means": lambda known: known.by(measures.class_means, "last"),
-    "means_cut": lambda known: known.by(measures.class_means, "cut"),
-    "told": lambda known: known.by(measures.told_from_rest, "last"),
-    "named": lambda known: known.by(measures.named_among, "last"),
-    "prototype_1": lambda known: known.prototype(1),
-    "prototype_5": lambda known: known.prototype(5),
-    "prototype_25": lambda known: known.prototype(25),
-    "membership": lambda known: known.by(measures.membership, "logits"),
-    "preserved_only": preserved_only,
-    "k_shot_1": lambda known: k_shot(known, 1),
-    "k_shot_5": lambda known: k_shot(known, 5),
-    "k_shot_25": lambda known: k_shot(known, 25),
-    "relearn": relearn,
-    "recovery": recovery,
+    "answers": Measure(lambda known: known.accuracy("test")),
+    "probe": Measure(lambda known: known.by(measures.linear_probe, "last"), least=2),
+    "probe_cut": Measure(lambda known: known.by(measures.linear_probe, "cut"), least=2),
+    "means": Measure(lambda known: known.by(measures.class_means, "last")),
+    "means_cut": Measure(lambda known: known.by(measures.class_means, "cut")),
+    "told": Measure(lambda known: known.by(measures.told_from_rest, "last"), least=2),
+    "named": Measure(lambda known: known.by(measures.named_among, "last"), least=2),
+    "prototype_1": Measure(lambda known: known.prototype(1), least=1, rho=False),
+    "prototype_5": Measure(lambda known: known.prototype(5), least=5, rho=False),
+    "prototype_25": Measure(lambda known: known.prototype(25), least=25, rho=False),
+    "membership": Measure(lambda known: known.by(measures.membership, "logits")),
+    "preserved_only": Measure(preserved_only),
+    "k_shot_1": Measure(lambda known: k_shot(known, 1), least=1),
+    "k_shot_5": Measure(lambda known: k_shot(known, 5), least=5),
+    "k_shot_25": Measure(lambda known: k_shot(known, 25), least=25),
+    "relearn": Measure(relearn, rho=False),
+    "recovery": Measure(recovery, rho=False),
 }
-# T0 with a prototype's row, of the preserved rows' norm, names few preserved images: a rho of its Dep would say little.
-WITHOUT_RHO = ("prototype_1", "prototype_5", "prototype_25", "relearn", "recovery")
-FITTED = ("probe", "probe_cut", "told", "named")  # these hold out an image of each class to choose their strength
 
 
 def get_args_parser():
@@ -239,9 +246,8 @@ def image_sets(partition, args, device):
         raise UserError("a class has a single training image: name data with two or more in each")
     held = max(1, min(100, fewest // 5))
     count = min(PER_CLASS, fewest - held)
-    numbered = dataclasses.replace(every, images=torch.arange(len(every)))
-    rows = first_images(numbered, count + held, args.seed).images.view(-1, count + held)  # a row a class
-    others = torch.isin(numbered.images, rows[:, count:].flatten(), invert=True)
+    rows = first_rows(every.labels, count + held, args.seed).view(-1, count + held)  # a row a class
+    others = torch.isin(torch.arange(len(every)), rows[:, count:].flatten(), invert=True)
     sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
             "held_out": every[rows[:, count:].flatten()],
             "test": load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))}
@@ -292,7 +298,7 @@ def measured(known, wanted, file, identity):
         del record["measures"]["relearn"]  # its steps are not those of R's rate
     for name in wanted:
         if name not in record["measures"]:
-            record["measures"][name] = figures = MEASURES[name](known)
+            record["measures"][name] = figures = MEASURES[name].figures(known)
             save_json(file, record)
             print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()
                                                   if value is not None), flush=True)
@@ -326,8 +332,8 @@ def refuse_other_draw(file, partition, original, original_path):
 def compared(of_t, of_0, of_r):
     """{measure: rho} of the figures of T, T0 and each R, for the measures that all have."""
     found = {}
-    for name in MEASURES:
-        if name not in WITHOUT_RHO and of_r and all(name in figures for figures in (of_t, of_0, *of_r)):
+    for name, measure in MEASURES.items():
+        if measure.rho and of_r and all(name in figures for figures in (of_t, of_0, *of_r)):
             a_t, a_0, *a_r = (next(iter(figures[name].values())) for figures in (of_t, of_0, *of_r))
             found[name] = measures.rho(a_t, a_r, a_0)
     return found
@@ -343,8 +349,7 @@ def main(args):
                            partition=partition.hash)
     images, records, rate = image_sets(partition, args, runtime.device), {}, None
     few = images["train"].labels.bincount().min().item()
-    wanted = [name for name in args.measures
-              if int(re.search("[0-9]*$", name)[0] or (2 if name in FITTED else 0)) <= few]
+    wanted = [name for name in args.measures if MEASURES[name].least <= few]
     if wanted != args.measures:
         print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
     files = {file: f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"

@@ -59,7 +59,7 @@ def withdrawn_after(folder, args, runtime):
             for name, of_t, difference in zip(("difference", "upper"), ("target", "target_upper"), differences):
                 parts[name] = copy.deepcopy(parts[of_t])
                 parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
-            counts = measure(parts, evaluation_batches(test, runtime.device), partition, runtime.device)
+            counts = measure(parts, evaluation_batches(test), partition, runtime.device)
             found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     save_json(file, {**runtime.describe(), **identity, "steps": found})
     return found

@@ -14,7 +14,7 @@ from models.checkpoints import describe, network_of, read
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, add_schedule_args, bounded, make_parser, path, run
 from utils.errors import UserError
-from utils.metrics import count_correct, metrics_path, read_metrics, table1, write_metrics
+from utils.metrics import count_correct, metrics_path, refuse_other_figures, table1, write_metrics
 from utils.optim import LossMeter, learning_rate, make_optimizer, take_step
 from utils.run import TrainingRun, already_done, settings_of
 from utils.runtime import Runtime
@@ -77,7 +77,7 @@ def train_one_epoch(student, teacher, optimizer, images, runtime, training, args
     # feature maps where they are asked for, else the whole pass, which may be captured
     outputs = with_layers if args.distillation == "attention" else lambda network, x: (network(x), None)
     meter, steps = LossMeter(), steps_per_epoch(images, args.batch_size)
-    data = batches(images, args.batch_size, runtime.device, generator=runtime.generator(epoch))
+    data = batches(images, args.batch_size, generator=runtime.generator(epoch))
     for i, (x, y) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
             if args.distillation != "none":
@@ -131,8 +131,7 @@ def main(args):
     images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
     evaluation = {split: part.to(runtime.device)
                   for split, part in evaluation_sets(partition, args.data_dir, classes).items()}
-    for split in evaluation:  # a folder of another partition is told before the training
-        read_metrics(metrics_path(args.save_path, split), partition)
+    refuse_other_figures(args.save_path, evaluation, partition)
 
     torch.manual_seed(args.seed)
     student = runtime.place(build_network(args.student, len(classes), partition.image_size))
@@ -142,7 +141,7 @@ def main(args):
         runtime.captured(student, images_per_step(images, args.batch_size), partition.image_size)
 
     def counts_on(split):
-        return count_correct(student, evaluation_batches(evaluation[split], runtime.device), len(classes))
+        return count_correct(student, evaluation_batches(evaluation[split]), len(classes))
 
     def logged():  # for the log alone: the last epoch is what is kept
         split = partition.logged_split

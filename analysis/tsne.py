@@ -106,7 +106,7 @@ def main(args):
     for name, (network, _) in networks.items():
         network, parts = runtime.place(network), []
         with torch.no_grad():
-            for x, _ in evaluation_batches(images, runtime.device):
+            for x, _ in evaluation_batches(images):
                 parts.append(features_of(network, x).cpu())
         features = torch.cat(parts)
         writer.add_embedding(features, [printable(partition.class_names[c]) for c in labels], tag=name)

@@ -95,13 +95,19 @@ class ImageSet:
 
 
 def first_images(images, count, seed):
-    """The first `count` images of each class in an order drawn by `seed`: a larger count adds to a smaller one's."""
+    """The images of an ImageSet at first_rows."""
+    return images[first_rows(images.labels, count, seed)]
+
+
+def first_rows(labels, count, seed):
+    """Rows of the first `count` images of each class in an order drawn by `seed`, class after class: a larger count
+    adds to a smaller one's."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for label in images.labels.unique():
-        of_class = (images.labels == label).nonzero()[:, 0]
+    for label in labels.unique():
+        of_class = (labels == label).nonzero()[:, 0]
         rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
-    return images[torch.cat(rows)]
+    return torch.cat(rows)
 
 
 def pixels_of(images, rows, generator=None, flip=False):
@@ -137,34 +143,34 @@ def crop_and_flip(images, rows, flip, generator):
     return padded.permute(0, 2, 3, 1)[batch[:, None, None], down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
 
 
-def batches(images, batch_size, device, *, generator=None):
-    """Yield (x, y) over an ImageSet: x normalised float32 (b, 3, s, s), y the labels of x.
+def batches(images, batch_size, *, generator=None):
+    """Yield (x, y) over an ImageSet, on its device: x normalised float32 (b, 3, s, s), y the labels of x.
 
     generator: shuffle and augment with it (training), in batches of exactly batch_size images, of which each rank gets
     an equal share; what is left over is not used in this pass. A smaller set is one batch. None: all images in order,
     as they are (evaluation). Raises UserError for a batch that the ranks cannot share evenly.
     """
-    training = generator is not None
-    order = torch.randperm(len(images), generator=generator, device=device) if training else torch.arange(
-        len(images), device=device)
-    # moved once: within the loop it would make the host wait for a GPU at every batch
-    mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
-    if training:
+    device = images.labels.device
+    order = torch.arange(len(images), device=device)
+    if generator is not None:
         batch_size = images_per_step(images, batch_size)
         if batch_size % distributed.ranks:
             raise UserError(f"batches of {batch_size} images cannot be shared evenly by {distributed.ranks} devices: "
                             f"make --batch_size a multiple of their number that is at most {len(images)}")
+        order = torch.randperm(len(images), generator=generator, device=device)
         order = order[:len(order) // batch_size * batch_size]
+    # moved once: within the loop it would make the host wait for a GPU at every batch
+    mean, std = (torch.tensor(v, device=device) for v in (images.mean, images.std))
     for rows in order.split(batch_size):
-        y = images.labels[distributed.share(rows) if training else rows]
+        y = images.labels[rows if generator is None else distributed.share(rows)]
         yield normalise(pixels_of(images.images, rows, generator, images.flip), mean, std), y
 
 
-def evaluation_batches(images, device):
+def evaluation_batches(images):
     """(x, y) over an ImageSet in order, as `batches` gives them without a generator: 500 images of up to 64 pixels at a
     time, of larger ones fewer, so that the activations take no more memory."""
     size = images.images.size if isinstance(images.images, RaggedImages) else images.images.shape[-1]
-    return batches(images, max(1, int(500 * min(1, 64**2 / size**2))), device)
+    return batches(images, max(1, int(500 * min(1, 64**2 / size**2))))
 
 
 def images_per_step(images, batch_size):

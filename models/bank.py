@@ -32,8 +32,12 @@ class Original(NamedTuple):
 
     def with_gone(self, partition):
         """The partition whose deposit classes are all that are away once `partition`'s are."""
-        earlier = {c for classes in self.away.values() for c in classes}
-        return partition.with_deposit(sorted(earlier | set(partition.deposit_classes)))
+        return partition.with_deposit(sorted({*classes_of(self.away), *partition.deposit_classes}))
+
+
+def classes_of(away):
+    """All classes of the deposits {id: classes} that are away, deposit after deposit."""
+    return [c for classes in away.values() for c in classes]
 
 
 def open_original(path, split_at=None):
@@ -60,7 +64,7 @@ def open_original(path, split_at=None):
             except UserError as error:  # it may be of another bank
                 unread.append(f" ({error})")
         if left:
-            names = ", ".join(partition.class_names[c] for classes in left.values() for c in classes)
+            names = ", ".join(partition.class_names[c] for c in classes_of(left))
             raise UserError(f"the difference.pt of {names} is in no folder beside that of {path}: put it there, so "
                             f"that T0 can be rebuilt{''.join(unread)}")
     return Original(network, split_at, content["arch"], content["counts"], identity, target, away), partition

@@ -8,6 +8,7 @@ from datasets import evaluation_batches
 from datasets.batches import normalise, pixels_of
 from models.architectures import join_network
 from models.losses import draw_random_labels
+from utils.optim import take_step
 
 COUNT = 1500  # images that are moved, drawn from D_r
 STEPS, RATE = 60, 0.05  # of Adam, on pixels of deviation 1
@@ -41,16 +42,14 @@ def moved_to_preserved(lirf, images, runtime):
              if isinstance(module, torch.nn.BatchNorm2d)]
     images = images[torch.randperm(len(images), generator=generator, device=runtime.device)[:COUNT]]
     mean, std = (torch.tensor(v, device=runtime.device).view(3, 1, 1) for v in (images.mean, images.std))
-    for x, y in evaluation_batches(images, runtime.device):
+    for x, y in evaluation_batches(images):
         x = x.requires_grad_()
         optimizer, answers = torch.optim.Adam([x], RATE), draw_random_labels(y, lirf.preserved, False, generator)
         for _ in range(STEPS):
             gaps.clear()
             with runtime.autocast():
                 z = network(x)
-            optimizer.zero_grad()
-            (F.cross_entropy(z.float(), answers) + LAMBDA_BN * sum(gaps)).backward()
-            optimizer.step()
+            take_step(optimizer, F.cross_entropy(z.float(), answers) + LAMBDA_BN * sum(gaps), RATE, 0)
         parts.append(((x.detach() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).contiguous())
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Stand-in data for the tests and the campaigns: an image folder, CIFAR-10's archive, CUB-200-2011's layout."""
+"""Stand-in data for the tests: an image folder, CIFAR-10's archive, CUB-200-2011's layout."""
 
 import contextlib
 import hashlib
@@ -24,18 +24,6 @@ class Call:
 
     def __reduce__(self):
         return os.mkdir, (MARKER,)
-
-
-def write_tables(root, photographs):
-    """The text files of CUB-200-2011's archive. photographs: (class id, class, file, whether it trains), one each."""
-    numbered = list(enumerate(photographs, 1))
-    classes = {c: name for c, name, _, _ in photographs}
-    tables = {"images": [f"{i} {name}/{file}" for i, (_, name, file, _) in numbered],
-              "image_class_labels": [f"{i} {c}" for i, (c, _, _, _) in numbered],
-              "train_test_split": [f"{i} {int(trains)}" for i, (_, _, _, trains) in numbered],
-              "classes": [f"{c} {name}" for c, name in sorted(classes.items())]}
-    for name, lines in tables.items():
-        (Path(root) / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 def make_folder(root, classes=CLASSES, train=12, test=5, size=16, seed=0, endings=(".png",)):
@@ -72,19 +60,25 @@ def make_cifar(root, images=20):
             "meta": {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}}
 
 
-def make_cub(root, ids, train=2, test=1, side=20, seed=0, ending=".png"):
-    """CUB_200_2011/ below root, in the official layout; ids: class ids, which may have gaps."""
-    rng, folder = np.random.default_rng(seed), root / NAME
-    photographs = []
+def make_cub(root, ids):
+    """CUB_200_2011/ below root, in the official layout: two training and one test photograph a class; ids: class ids,
+    which may have gaps."""
+    rng, folder = np.random.default_rng(0), root / NAME
+    tables = {"images": [], "image_class_labels": [], "train_test_split": [], "classes": []}
     for c in ids:
         name = f"{c:03}.Bird_{c}"
         (folder / "images" / name).mkdir(parents=True)
-        for i in range(train + test):
-            size = (int(rng.integers(side, 2 * side)), int(rng.integers(side, 2 * side)), 3)
+        tables["classes"].append(f"{c} {name}")
+        for i in range(3):
+            size = (int(rng.integers(20, 40)), int(rng.integers(20, 40)), 3)
             pixels = np.clip(rng.normal(40 + 37 * c % 170, 20, size), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / name / f"{i}{ending}")
-            photographs.append((c, name, f"{i}{ending}", i < train))
-    write_tables(folder, photographs)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
+            number = len(tables["images"]) + 1
+            tables["images"].append(f"{number} {name}/{i}.png")
+            tables["image_class_labels"].append(f"{number} {c}")
+            tables["train_test_split"].append(f"{number} {int(i < 2)}")
+    for table, lines in tables.items():
+        (folder / f"{table}.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 

@@ -133,7 +133,7 @@ def image_set(n=10, size=8, flip=True):
 
 def test_evaluation_batches_are_the_images_in_order_normalised():
     images = image_set()
-    x, y = (torch.cat(parts) for parts in zip(*batches(images, 4, torch.device("cpu"))))
+    x, y = (torch.cat(parts) for parts in zip(*batches(images, 4)))
     assert y.tolist() == list(range(10))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.mean, images.std))
     assert torch.allclose(x, (images.images.float() / 255 - mean) / std)
@@ -142,14 +142,14 @@ def test_evaluation_batches_are_the_images_in_order_normalised():
 
 
 def test_training_batches_are_of_one_size_and_hold_no_image_twice():
-    images, device = image_set(10), torch.device("cpu")
+    images = image_set(10)
 
     def epoch(seed):
-        return list(batches(images, 4, device, generator=torch.Generator().manual_seed(seed)))
+        return list(batches(images, 4, generator=torch.Generator().manual_seed(seed)))
 
     labels = [y.tolist() for _, y in epoch(0)]
     assert len(set(sum(labels, []))) == 8 and [len(y) for y in labels] == [4, 4]
-    assert [len(y) for _, y in batches(images, 16, device, generator=torch.Generator())] == [10]
+    assert [len(y) for _, y in batches(images, 16, generator=torch.Generator())] == [10]
     assert len(labels) == steps_per_epoch(images, 4)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(epoch(1), epoch(1)))
     assert labels != [y.tolist() for _, y in epoch(2)]

@@ -106,7 +106,7 @@ def test_the_file_is_small_and_gives_the_originals_answer_on_every_image(chain, 
         load_network(str(path)) for path in (tmp_path / "recover.pt", save / "original.pt", tmp_path / "target.pt"))
     assert type(network) is type(original) and network.state_dict().keys() == original.state_dict().keys()
     for split in ("train", "test"):
-        for x, _ in evaluation_batches(load_images(partition, str(data), split, range(4)), "cpu"):
+        for x, _ in evaluation_batches(load_images(partition, str(data), split, range(4))):
             with torch.no_grad():
                 torch.testing.assert_close(network(x), original(x), atol=1e-4, rtol=1e-4)
                 assert torch.equal(network(x).argmax(1), original(x).argmax(1))
@@ -170,7 +170,7 @@ def test_a_bank_whose_deposits_were_added_one_to_another_is_measured(chain, tmp_
     *_, last = json.loads((tmp_path / "bank.json").read_text())["states"]
     target, partition = load_network(str(bank[1] / "target.pt"))
     test = load_images(partition, str(chain[1]), "test", range(4))
-    assert last["away"] == [0, 1] and last["counts"] == count_correct(target, evaluation_batches(test, "cpu"), 4)
+    assert last["away"] == [0, 1] and last["counts"] == count_correct(target, evaluation_batches(test), 4)
     # whoever deposits on top has T0 again, with its rows, and the target from which they are away
     original, _ = load_network(str(chain[0] / "original.pt"))
     rebuilt, _ = open_original(str(bank[1] / "target.pt"), 2)

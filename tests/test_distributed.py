@@ -83,7 +83,7 @@ def assert_same_run(one, two, stage, files, ranks):
 def batches_on(monkeypatch, rank, ranks, images, size, training=True):
     monkeypatch.setattr(distributed, "rank", rank)
     monkeypatch.setattr(distributed, "ranks", ranks)
-    return list(batches(images, size, "cpu", generator=torch.Generator().manual_seed(0) if training else None))
+    return list(batches(images, size, generator=torch.Generator().manual_seed(0) if training else None))
 
 
 @pytest.mark.parametrize("ragged", [True, False])

@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import faults
 import pytest
 import torch
-from campaigns import faults
 from conftest import MEASURE, ROOT, call, deposit_flags, epochs_of, fail, rewrite, scratch_flags, snapshot, succeed
 from fixtures import MARKER, Call, make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -42,7 +42,7 @@ def redeposit_fails(chain, run, *more):
     return fail("train_deposit.py", *deposit_flags(chain, run, "--original", run / "original.pt", *more), unchanged=run)
 
 
-# the campaign: in short, or as many times as long as the environment variable says
+# the campaigns: in short, or as many times as long as the environment variable says (faults.py)
 
 TIMES = int(os.environ.get("CAMPAIGN", "1"))
 

@@ -24,7 +24,7 @@ def test_accuracies_are_shares_of_all_images_whatever_the_batch_size():
     def forward(x, y):
         return {"network": x.mean((2, 3)), "oracle": torch.nn.functional.one_hot(y, 3)}
 
-    results = [evaluate(forward, batches(images, batch_size, "cpu"), 3) for batch_size in (1, 4, 11, 100)]
+    results = [evaluate(forward, batches(images, batch_size), 3) for batch_size in (1, 4, 11, 100)]
     assert all(result == results[0] for result in results)
     assert results[0]["oracle"] == counts([4, 4, 3], [4, 4, 3])
     assert sum(results[0]["network"]["total"]) == 11

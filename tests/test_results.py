@@ -11,7 +11,6 @@ from conftest import ROOT, fail, succeed
 from analysis import report
 from utils.errors import UserError
 
-PAGES = sorted({*report.pages(str(ROOT)), *(str(page.relative_to(ROOT)) for page in ROOT.glob("tests/*/*.md"))})
 PROGRAMS = [program for program in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
             if "load_network" in program]
 
@@ -20,7 +19,7 @@ def test_logs_ledger_and_pages_agree():
     assert "figures" in succeed("analysis/report.py", "--check")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", report.pages())
 def test_links_lead_to_files_and_headings(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if not link.startswith("http"):
@@ -44,7 +43,7 @@ def test_the_readme_measures_a_network_as_the_stages_do(chain, tmp_path, monkeyp
 
 
 @pytest.fixture
-def tree(chain, tmp_path):
+def tree(chain, tmp_path, monkeypatch):
     """A small results/ of the chain's own run, whose table a page shows twice: (root, a function: flags -> report)."""
     run = tmp_path / "results" / "logs" / "quickstart"
     run.mkdir(parents=True)
@@ -53,8 +52,10 @@ def tree(chain, tmp_path):
     (tmp_path / "README.md").write_text("Before.\n\n<!-- table quickstart -->\n<!-- end -->\n\n"
                                         "<!-- table quickstart: Deposit (T) -->\nold\n<!-- end -->\nAfter.\n")
 
+    monkeypatch.setattr(report, "ROOT", str(tmp_path))
+
     def reported(*flags):
-        report.main(report.get_args_parser().parse_args(flags), root=str(tmp_path))
+        report.main(report.get_args_parser().parse_args(flags))
 
     reported()
     return tmp_path, reported
@@ -84,9 +85,8 @@ def test_a_changed_figure_is_noticed(tree, changed, old):
     reported("--check")
 
 
-def test_a_table_without_runs_or_logs_is_refused_in_one_line(tree, monkeypatch):
+def test_a_table_without_runs_or_logs_is_refused_in_one_line(tree):
     root, _ = tree
-    monkeypatch.setattr(report.main, "__defaults__", (str(root),))
     (root / report.LEDGER).unlink()
     assert "ledger.json)" in fail("analysis/report.py", "--check")
     for text, word in (("table other", "has no runs"), ("table quickstart: Nobody", "has no row 'Nobody'")):

@@ -227,7 +227,7 @@ def test_a_bank_measures_its_states(images, tmp_path):
                                               / sum(counts["total"][c] for c in rest))
     for path in (tmp_path / "bank0").glob("*/target.pt"):  # a state of one deposit is that deposit's own T
         target, partition = load_network(str(path))
-        data = evaluation_batches(load_images(partition, str(images), "val", range(10)), "cpu")
+        data = evaluation_batches(load_images(partition, str(images), "val", range(10)))
         state = bank["states"][1 + bank["classes"].index(partition.deposit_classes)]
         assert state["counts"] == count_correct(target, data, 10) != bank["states"][0]["counts"]
         own = json.loads((path.parent / "metrics_val.json").read_text())["recover"]["concat"]

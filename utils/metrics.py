@@ -61,6 +61,12 @@ def table1(counts, partition, original=None):
             "forgetting": forgetting, "h_mean": harmonic_mean(pre, forgetting)}
 
 
+def logged_target(figures, split):
+    """T's figures by the names of the log: target_pre_acc, or val_target_pre_acc of held-out images."""
+    prefix = "target" if split == "test" else f"{split}_target"
+    return {f"{prefix}_{name}": value for name, value in figures.items() if name != "counts"}
+
+
 def metrics_path(save_path, split="test"):
     """metrics.json holds the test set's figures, metrics_val.json those of the held-out images."""
     return os.path.join(save_path, "metrics.json" if split == "test" else f"metrics_{split}.json")
@@ -74,6 +80,13 @@ def read_metrics(path, partition):
     if content.get("partition_hash") != partition.hash:
         raise UserError(f"{path} holds the figures of another partition: choose another --save_path")
     return content
+
+
+def refuse_other_figures(save_path, splits, partition):
+    """Raise UserError when a folder's figures of one of the splits are of another partition: before anything is
+    computed, as they cannot be added to."""
+    for split in splits:
+        read_metrics(metrics_path(save_path, split), partition)
 
 
 def write_metrics(path, partition, **entries):

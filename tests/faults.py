@@ -1,5 +1,12 @@
 """Stages that are killed, stopped or starved, and the same command again: the results equal those of a run left
-alone, file for file and bit for bit. Runs the four stages on the embedded digits, each in a process of its own."""
+alone, file for file and bit for bit. Runs the four stages on the embedded digits, each in a process of its own.
+
+They are killed at random times and within writes, stopped by Ctrl-C and SIGTERM, and find the disk full. A resumed run
+may lose no epoch but the running one. tests/test_errors.py runs this campaign and a second one, of damaged files, in
+short. With 25 times as many faults, and other random numbers:
+
+    CAMPAIGN=25 bash scripts/test.sh tests/test_errors.py -k "faults_change or a_damaged_file"
+"""
 
 import contextlib
 import logging
