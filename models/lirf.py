@@ -58,8 +58,8 @@ TERMS = {
                lambda lirf, out, y, y_r: losses.recoverability(lirf.withdrawn(out), y)),
     "ft": Term(0.0, "L_ft, ours: T_r matches the features of T0's lower part",
                lambda lirf, out, y, y_r: losses.feature_transfer(out.f_r, out.f_0)),
-    "mt": Term(0.0, "L_mt, ours: T answers as T0 does without the deposit classes, on D_r and, where --lambda_ur is "
-               "above 0, on synthetic images",
+    "mt": Term(0.0, "L_mt, of DELETE: T answers as T0 does without the deposit classes, on D_r and, where --lambda_ur "
+               "is above 0, on synthetic images",
                lambda lirf, out, y, y_r: losses.masked_target(
                    torch.cat([out.z_t, out.s_t]), torch.cat([out.z_0, out.s_0]), lirf.deposited)),
     "ll": Term(0.0, "L_ll, ours: T's logits on D_r are T0's with those of the deposit classes lowered",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole chain on scikit-learn's digits, from nothing but Python: bash scripts/0_quickstart.sh [folder]
-# About 90 seconds on 2 CPU cores after the install. Needs no download but the packages.
+# 90 to 160 seconds on 2 CPU cores after the install. Needs no download but the packages.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 save_path=${1:-checkpoints/quickstart}
