@@ -93,22 +93,39 @@ def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
     return {**meter.means(), "lr": lr}
 
 
-def initial_network(args, num_classes, image_size):
+def refuse_other_original(args, partition):
+    """Raise UserError when --weights is a file of ours that is no original or, taken as it is, was trained on images
+    normalised otherwise or held out here. Of files of others nobody knows: where images are held out, say so."""
+    if is_ours(args.weights):  # T has forgotten, and a damaged file is no original
+        of_weights = load_checkpoint(args.weights, "original")["partition"]
+        if args.epochs == 0 and any(of_weights[name] != getattr(partition, name)
+                                    for name in ("mean", "std", "val_fraction")):
+            raise UserError(f"--weights {args.weights} was trained on images normalised otherwise, or with others held "
+                            f"out: partition with its --mean, --std and --val_fraction, or train with --epochs")
+    elif partition.val_fraction and distributed.rank == 0:
+        print(f"the images held out may be among those that {args.weights} was trained on, so T0 may do better on them "
+              f"than on the test set")
+
+
+def initial_network(args, num_classes, partition):
     """(network, what it starts from): --arch from scratch (None), or with --weights, then named by their checksum.
     Raises UserError for weights that do not fit, or where there is nothing to train."""
     if args.weights is not None and args.subset != "all":
         raise UserError(f"--subset {args.subset} is trained from scratch: weights of others may have seen the classes "
                         f"that it must not know, so leave --weights out")
     torch.manual_seed(args.seed)
-    network = build_network(args.arch, num_classes, image_size)
+    network = build_network(args.arch, num_classes, partition.image_size)
     if args.weights is None:
         if args.epochs == 0:
             raise UserError("--epochs 0 trains nothing: name the weights that are to be the original with --weights")
         return network, None
-    if args.weights != "imagenet" and is_ours(args.weights):
-        load_checkpoint(args.weights, "original")  # T has forgotten, and a damaged file is no original
-    tensors = imagenet_weights(args.arch, image_size) if args.weights == "imagenet" else read_weights(args.weights)
-    load_weights(network, args.arch, image_size, tensors, f"--weights {args.weights}", keep_head=args.epochs == 0)
+    if args.weights == "imagenet":
+        tensors = imagenet_weights(args.arch, partition.image_size)
+    else:
+        refuse_other_original(args, partition)
+        tensors = read_weights(args.weights)
+    load_weights(network, args.arch, partition.image_size, tensors, f"--weights {args.weights}",
+                 keep_head=args.epochs == 0)
     return network, checksum({"tensors": tensors})
 
 
@@ -117,7 +134,7 @@ def main(args):
     partition = obtain_partition(args)
     kind, name, trained, head = SUBSETS[args.subset]
     classes = partition.classes(head)
-    network, weights = initial_network(args, len(classes), partition.image_size)
+    network, weights = initial_network(args, len(classes), partition)
     settings = settings_of(args, partition=partition.hash, precision=runtime.precision, weights=weights)
     out = os.path.join(args.save_path, f"{name}.pt")
     done = already_done(out, kind, name, settings)

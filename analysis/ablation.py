@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from analysis.table1 import load_runs
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
-from utils.files import load_json, read_log
+from utils.files import load_json, read_head
 from utils.metrics import metrics_path
 from utils.tables import above, markdown, print_table, summary
 
@@ -70,7 +70,7 @@ def axis_rows(axis, paths):
     run = os.path.dirname(variants["default"][0])
     partition = load_json(os.path.join(run, "partition.json"))
     tenths = round(10 * len(partition["deposit_classes"]) / len(partition["class_names"]), 2)
-    settings = read_log(os.path.join(run, "deposit_log.jsonl"))[0]["settings"]
+    settings = read_head(os.path.join(run, "deposit_log.jsonl"))["settings"]
     stands = {**settings, "tenths": tenths, "losses": "default"}[AXES[axis][1]]
     if stands is None:  # --images_per_class is not set
         stands = "all"

@@ -3,6 +3,7 @@ that beside the bytes that bring them back, over the draws that all methods have
 method is frozen."""
 
 import glob
+import itertools
 import os
 import statistics
 
@@ -120,9 +121,13 @@ def costs(folder):
 
 def measures_of(records):
     """{network: [its measures, a draw each]} of the methods and T0, and of R, a draw and seed each."""
-    references = {run["settings"]["partition"]: run["reference"] for runs in records.values() for run in runs}.values()
-    return {"T0": [reference["original"] for reference in references],
-            "R": [figures for reference in references for figures in reference["retrained"]],
+    of_0, of_r = {}, {}  # of each draw, from all methods: each was measured beside others
+    for run in (run for runs in records.values() for run in runs):
+        draw, reference = run["settings"]["partition"], run["reference"]
+        of_0[draw] = {**of_0.get(draw, {}), **reference["original"]}
+        pairs = itertools.zip_longest(of_r.get(draw, []), reference["retrained"], fillvalue={})
+        of_r[draw] = [{**before, **figures} for before, figures in pairs]
+    return {"T0": list(of_0.values()), "R": [figures for of_draw in of_r.values() for figures in of_draw],
             **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
 
 

@@ -9,7 +9,7 @@ import re
 from analysis.tables import TABLES
 from utils.cli import make_parser, run
 from utils.errors import UserError
-from utils.files import load_json, read_log, save_json, write_atomically
+from utils.files import load_json, read_head, save_json, write_atomically
 from utils.tables import markdown
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,7 +44,7 @@ def entry(name):
     missing = [os.path.relpath(pattern, ROOT) for pattern, found in logs.items() if not found]
     if missing:
         raise UserError(f"there is no log {missing[0]}: copy the run's records again (scripts/collect.sh)")
-    heads = [read_log(log)[0] for log in sorted({log for found in logs.values() for log in found})]
+    heads = [read_head(log) for log in sorted({log for found in logs.values() for log in found})]
     return {"data": table.data, "command": table.command, "runs": len(paths),
             "logs": [f"results/logs/{pattern}" for pattern in f"{table.runs} {table.further}".split()],
             "hardware": sorted({head["hardware"] for head in heads}),

@@ -41,12 +41,13 @@ PER_CLASS = 1000  # training images for probes, prototypes, membership; at most 
 
 class Known:
     """A network, T0's Known, the images that it is examined on, ImageSets of `image_sets`, and the rate at which R
-    relearns, where that is known."""
+    relearns, where that is known. name: what errors call the network."""
 
-    def __init__(self, network, partition, images, split_at, runtime, original=None, relearn_rate=None):
+    def __init__(self, network, partition, images, split_at, runtime, original=None, relearn_rate=None,
+                 name="the network"):
         self.network, self.partition, self.images, self.runtime = runtime.place(network), partition, images, runtime
         self.parts, self.original = split_network(self.network, split_at), original or self
-        self.relearn_rate = relearn_rate
+        self.relearn_rate, self.name = relearn_rate, name
         self.features = functools.cache(self.features)
 
     @functools.cached_property
@@ -62,7 +63,7 @@ class Known:
     @torch.no_grad()
     def features(self, split):
         """{"cut": the feature map at the cut, pooled to 2 x 2 (n, 4c), "last": what the last layer reads (n, d),
-        "logits": (n, C), "y": (n,)} in float32, eval mode, no augmentation."""
+        "logits": (n, C), "y": (n,)} in float32, eval mode, no augmentation. Raises UserError for what is not finite."""
         (lower, upper), found = self.parts, {"cut": [], "last": [], "logits": [], "y": []}
         before_last = before_last_layer(upper)
         self.network.eval()
@@ -71,7 +72,10 @@ class Known:
             h = before_last(f)
             for name, part in zip(found, (F.adaptive_avg_pool2d(f, 2).flatten(1), h, upper[-1].fc(h), y)):
                 found[name].append(part.cpu())
-        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+        found = {name: torch.cat(parts) for name, parts in found.items()}
+        if not all(part.isfinite().all() for part in found.values()):
+            raise UserError(f"{self.name} gives numbers that are not finite, so it has diverged: leave it out")
+        return {name: part.numpy() for name, part in found.items()}
 
     def by(self, measure, place, *more):
         """A function of analysis.measures on features at "cut", "last" or "logits"."""
@@ -294,15 +298,28 @@ def measured(known, wanted, file, identity):
         record = {**identity, "measures": {}}
     require_settings(record, file, identity["settings"])
     record |= identity
-    if known.relearn_rate and record["measures"].get("relearn", {}).get("lr") not in (None, known.relearn_rate):
-        del record["measures"]["relearn"]  # its steps are not those of R's rate
+    record["measures"] = at_rate(known.relearn_rate, record["measures"])
     for name in wanted:
         if name not in record["measures"]:
             record["measures"][name] = figures = MEASURES[name].figures(known)
-            save_json(file, record)
+            save_record(file, record, known.relearn_rate)
             print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()
                                                   if value is not None), flush=True)
     return record
+
+
+def at_rate(relearn_rate, found):
+    """Measures without the steps of relearning at another rate than R's, where that is known."""
+    return {name: figures for name, figures in found.items()
+            if name != "relearn" or relearn_rate in (None, figures["lr"])}
+
+
+def save_record(file, record, relearn_rate):
+    """Write a record, to which go the measures of the same network that another process has added to its file."""
+    beside = load_json(file) if os.path.exists(file) else {}
+    if all(beside.get(name) == record[name] for name in ("network", "original", "settings")):
+        record["measures"] = {**at_rate(relearn_rate, beside["measures"]), **record["measures"]}
+    save_json(file, record)
 
 
 def partition_of(args):
@@ -362,7 +379,7 @@ def main(args):
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file)
         load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True, flags=False)
-        known = Known(network.eval(), partition, images, args.split_at, runtime, original, rate)
+        known = Known(network.eval(), partition, images, args.split_at, runtime, original, rate, file)
         return known, checksum({"tensors": tensors})
 
     original, of_original = opened(args.original)
@@ -382,7 +399,7 @@ def main(args):
         of_rs = of_r or records[file].get("reference", {}).get("retrained", [])
         records[file] |= {"reference": {"original": of_0, "retrained": of_rs},
                           "rho": compared(records[file]["measures"], of_0, of_rs)}
-        save_json(files[file], records[file])
+        save_record(files[file], records[file], rate)
     print_tables({file: [records[file]] for file in args.networks})
 
 

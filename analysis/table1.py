@@ -1,8 +1,11 @@
 """Table 1 as Markdown: mean and standard deviation over runs (a metrics.json each), the paper's values beside them."""
 
+import os
+
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json
+from utils.metrics import metrics_path
 from utils.tables import COLUMNS, markdown, print_table, table1_rows
 
 # Ye et al., ECCV 2022, Table 1. Their Withdrawal is set beside `released`, the rule of their evaluation.
@@ -54,6 +57,8 @@ def paper_rows(name):
 
 
 def main(args):
+    if len({os.path.basename(path) == metrics_path("", "val") for path in args.metrics}) > 1:
+        raise UserError("--metrics names figures of the test set and of held-out images: name those of one alone")
     print_table(markdown({**table1_rows(load_runs(args.metrics)), **paper_rows(args.paper)}), args.out)
 
 

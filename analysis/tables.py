@@ -14,7 +14,7 @@ from analysis.robustness import average_rows
 from analysis.table1 import load_runs, paper_rows
 from analysis.table3 import CORNER, table3_rows
 from analysis.tsne import NETWORKS
-from utils.files import load_json, read_log
+from utils.files import load_json, read_head
 from utils.tables import above, summary, table1_rows
 
 
@@ -168,7 +168,7 @@ def robustness(paths):
 def speed(paths):
     """Images per second of a training step, from what analysis.speed wrote."""
     rows = {}
-    for record in (read_log(path)[0] for path in paths):
+    for record in map(read_head, paths):
         row = f"{record['arch']}, {record['hardware']}, {record['threads']} threads, {record['precision']}"
         rows[row] = {side: summary([rate]) for side, rate in record["images_per_s"].items()}
     return rows

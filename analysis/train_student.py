@@ -116,6 +116,9 @@ def main(args):
     content, partition = read(args.teacher, ("original", "target", "retrained"))
     if args.partition is not None:
         partition = partition.other_draw(read_partition(args.partition), args.partition, args.teacher)
+    if content["kind"] != "original" and content["partition"]["hash"] != partition.hash:
+        raise UserError(f"{args.teacher} has forgotten other classes than {args.partition} deposits: name the manifest "
+                        f"of its draw")
     settings = settings_of(args, precision=runtime.precision, teacher=content["checksum"], partition=partition.hash)
     out = os.path.join(args.save_path, "student.pt")
     done = already_done(out, "student", "student", settings)

@@ -87,8 +87,9 @@ def _cifar(factory, classes):
             except Exception as error:  # urllib, tarfile, pickle and torchvision's own, by turns
                 cause = "no network, or a damaged archive" if download else "it is absent or damaged"
                 raise UserError(
-                    f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/ or "
-                    f"train/<class>/ and test/<class>/ there by hand, or name another --data_dir") from None
+                    f"{name} could not be had in {data_dir} ({cause}: {error}): put {factory.base_folder}/, "
+                    f"with all of its files, or train/<class>/ and test/<class>/ there by hand, or name another "
+                    f"--data_dir") from None
 
         return ArraySource(lambda split: read(split)[:2], read("test")[2], image_size or 32)
 

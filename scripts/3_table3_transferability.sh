@@ -18,6 +18,11 @@ ARCH=${ARCH:-resnet18} EPOCHS=${EPOCHS:-30} LAMBDA_AT=${LAMBDA_AT:-0 100}
 STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
 require_retrain_epochs
+refuse_deposit_flag --lambda_at "LAMBDA_AT sets it"
+# shellcheck disable=SC2086 # flags are words
+for student in $STUDENTS; do
+    accepts analysis.train_student --student "$student" --epochs "$STUDENT_EPOCHS" ${STUDENT_FLAGS:-}
+done
 
 train_student() { # student distillation teacher seed; the teacher's folder is named by what it is
     local run=$SAVE/$1_$2/$3/seed$4 file=$SAVE/$3/seed$4/target.pt

@@ -18,6 +18,7 @@ ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 
+accepts analysis.bank ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
 draw_partition "$SAVE/original" 0
 classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \
     "$SAVE/original/partition.json")

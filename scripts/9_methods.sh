@@ -32,6 +32,7 @@ case " $* " in
         exit 1
         ;;
 esac
+accepts analysis.residual ${MEASURES:+--measures $MEASURES}
 
 trials_of() { # method: a line a trial, its name and its flags
     local values value other=bn_stats others="frozen updated" second

@@ -52,6 +52,10 @@ refuse_deposit_flag() { # flag reason
     esac
 }
 
+accepts() { # program flag ...: ends the script now, in the program's words, where it would refuse these after hours
+    python -m "$@" --help > /dev/null
+}
+
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
     python "$ROOT/partition_data.py" --dataset "$DATASET" --data_dir "$DATA_DIR" --seed "$2" \
         --val_fraction "$VAL_FRACTION" --out "$1/partition.json" ${PARTITION_FLAGS:-} "${@:3}"

@@ -12,6 +12,8 @@ from PIL import Image
 
 from analysis import tsne
 from analysis.train_student import attention_pairs, require_attention_pairs, with_layers
+from datasets import read_partition
+from datasets.partition import save_partition
 from models.architectures import build_network
 from models.checkpoints import load_network
 from utils.errors import UserError
@@ -90,6 +92,10 @@ def test_a_student_learns_by_each_distillation(chain, tmp_path, distillation, te
     figures = json.loads((tmp_path / "metrics.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps({**figures, "partition_hash": "another"}))
     assert "figures of another partition" in fail("analysis/train_student.py", *flags, unchanged=tmp_path)
+    partition = read_partition(str(save / "partition.json"))
+    save_partition(str(tmp_path / "other.json"), partition.with_deposit(partition.preserved_classes[:1]))
+    assert "has forgotten other classes" in fail("analysis/train_student.py", *flags, "--partition",
+                                                 tmp_path / "other.json", unchanged=tmp_path)
 
 
 def test_table1_from_the_command_line(chain, tmp_path):
@@ -100,6 +106,8 @@ def test_table1_from_the_command_line(chain, tmp_path):
     rows = {cells[1]: cells[2:] for cells in ([cell.strip() for cell in line.split("|")] for line in out.splitlines())}
     assert rows["paper: Deposit (T)"][:2] == ["93.41", "15.00"] and "Deposit (T)" in rows
     assert "paper:" not in succeed("analysis/table1.py", *flags, "--paper", "none")
+    shutil.copy(save / "metrics.json", tmp_path / "metrics_val.json")
+    assert "of held-out images" in fail("analysis/table1.py", *flags, tmp_path / "metrics_val.json")
     assert "does not lie in" in fail("analysis/table3.py", "--metrics", tmp_path / "metrics.json")
     metrics = json.loads((save / "metrics.json").read_text())
     metrics["recover"]["sum"]["pre_acc"] = "ninety"

@@ -103,8 +103,10 @@ ROWS = [
     (WITHDRAW, "--target {run}/target.pt --deposit {run} --data_dir nowhere", "nowhere"),
     (DEPOSIT, "--save_path {run}/metrics.json", "metrics.json"),
     ("analysis/recovery.py", "--runs {run} --original {run}/original.pt --out new/", "add a name for the files"),
+    ("analysis/bank.py", "--deposits {run} --original {run}/original.pt --out {run}/original.pt/bank", "is no folder"),
     (WITHDRAW, "--save_path ~/none", "{home}/none/target.pt"),
     # values of flags
+    (DEPOSIT, "--epochs 1" + 400 * "0", "out of range"),
     *((DEPOSIT, flags, flags.split()[0]) for flags in (
         "--prune_ratio 1", "--temperature 0", "--lambda_kp -1", "--lr inf", "--epochs 0", "--lambda_at x", "--lambda 1",
         "--images_per_class 0", "--images_per_class 13", "--difference_bits 9", "--preset theirs", "--split_at 0",

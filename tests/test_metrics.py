@@ -22,11 +22,13 @@ def test_accuracies_are_shares_of_all_images_whatever_the_batch_size():
                       torch.arange(11) % 3, [0.5] * 3, [0.25] * 3, flip=True)
 
     def forward(x, y):
-        return {"network": x.mean((2, 3)), "oracle": torch.nn.functional.one_hot(y, 3)}
+        return {"network": x.mean((2, 3)), "oracle": torch.nn.functional.one_hot(y, 3),
+                "diverged": torch.full((len(y), 3), torch.nan)}
 
     results = [evaluate(forward, batches(images, batch_size), 3) for batch_size in (1, 4, 11, 100)]
     assert all(result == results[0] for result in results)
     assert results[0]["oracle"] == counts([4, 4, 3], [4, 4, 3])
+    assert results[0]["diverged"] == counts([0, 0, 0], [4, 4, 3])
     assert sum(results[0]["network"]["total"]) == 11
     assert percent(counts([3, 3, 3], [4, 3, 3])) == pytest.approx(90)
 

@@ -62,6 +62,8 @@ def test_a_common_grave_and_a_hole_in_the_map_are_told_apart():
     assert 35 < measures.named_among(grave[0], y, grave[1], y_test, d)["acc"] < 65
     assert measures.named_among(x, y, x_test, y_test, np.array([1])) == {"acc": 100.0}
     assert measures.split_accuracy(np.full(240, 1), y, d) == {"dep": 50.0, "pre": 0.0}
+    dead = measures.class_means(np.ones_like(x), y, np.ones_like(x_test), y_test, d)  # a network without features
+    assert dead == {"dep": 0.0, "pre": 50.0}
 
 
 def test_prototypes_bring_rows_back_where_the_features_part():
@@ -154,6 +156,11 @@ def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networ
     rows, rhos = methods.rows_of({"mine": [of_mine], "theirs": [of_mine], "lirf": [other]})
     before, answers = of_mine["measures"]["answers"], rows["T0"]["answers"].split(" / ")  # a draw counts once
     assert answers == [f"{before[key] / 2:.4g}" for key in ("pre", "dep")] and rhos["mine"][usable] is None
+    # T0 and R have what any method was measured beside
+    alone = {**of_mine, "reference": {"original": {"answers": before}, "retrained": []}}
+    for records in ({"lirf": [of_t], "theirs": [alone]}, {"lirf": [alone], "theirs": [of_t]}):
+        found = methods.measures_of(records)
+        assert found["T0"] == [of_t["reference"]["original"]] and found["R"] == of_t["reference"]["retrained"]
     flags = ["--original", networks / "original/original.pt", "--data_dir", networks / "images", "--retrained",
              networks / "retrained_0/retrained.pt", "--device", "cpu"]
     assert "measured with seed 0, not 1" in fail("analysis/residual.py", "--networks", mine, "--seed", 1, *flags)
@@ -182,6 +189,27 @@ def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
     assert "holds no measures" in fail("analysis/residual.py", *flags, *mine[:-1], networks / "partition.json")
     save_partition(str(tmp_path / "partition.json"), manifest.with_deposit([0, 1]))
     assert "other deposit classes" in fail("analysis/residual.py", *flags, *mine)
+
+
+def test_what_two_processes_measure_of_a_network_at_once_is_kept(tmp_path):
+    identity = {"settings": {"seed": 0}, "original": "t0", "network": "t"}
+    file = tmp_path / "r.json"
+    for measures_of_one in ({"probe": 1}, {"told": 2}):
+        residual.save_record(str(file), {**identity, "measures": measures_of_one}, None)
+    assert json.loads(file.read_text()) == {**identity, "measures": {"probe": 1, "told": 2}}
+    other = {**identity, "network": "another", "measures": {}}
+    residual.save_record(str(file), other, None)
+    assert json.loads(file.read_text()) == other
+
+
+def test_a_network_that_diverged_is_told(networks, tmp_path):
+    tensors = torch.load(networks / "lirf/seed0/target.pt", weights_only=True)["tensors"]
+    tensors["stem.bn1.weight"] = torch.full_like(tensors["stem.bn1.weight"], 3e38)
+    torch.save(tensors, tmp_path / "mine.pth")
+    line = fail("analysis/residual.py", "--original", networks / "original/original.pt", "--data_dir",
+                networks / "images", "--partition", networks / "partition.json", "--device", "cpu", "--networks",
+                tmp_path / "mine.pth", "--measures", "means")
+    assert "mine.pth gives numbers that are not finite" in line
 
 
 def test_a_damaged_checkpoint_and_a_file_of_another_ending_are_refused(networks, tmp_path):

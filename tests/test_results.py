@@ -93,5 +93,8 @@ def test_a_table_without_runs_or_logs_is_refused_in_one_line(tree):
         (root / "README.md").write_text(f"<!-- {text} -->\n<!-- end -->\n")
         assert word in fail("analysis/report.py")
     for log in (root / "results" / "logs").rglob("*.jsonl"):
+        log.write_text("")
+    assert "holds no record of a run" in fail("analysis/report.py")
+    for log in (root / "results" / "logs").rglob("*.jsonl"):
         log.unlink()
     assert "there is no log" in fail("analysis/report.py")

@@ -111,6 +111,9 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
     text, _ = finished("3_table3_transferability", 0, **flags)
     assert text.count("nothing to do") == 2 + 2 + 9, text
     assert (tmp_path / "table3.md").read_text() == table
+    status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "STUDENTS": "theirs",
+                                                                              "SAVE": tmp_path / "new"})
+    assert status == 2 and "'theirs'" in text and not (tmp_path / "new").exists()  # before anything is trained
     # what is done is not taken for what other variables ask for
     status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
     assert status == 1 and "holds another partition" in text and "nothing to do" not in text, text

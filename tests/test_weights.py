@@ -222,6 +222,22 @@ def test_without_training_weights_are_measured_and_written_as_they_are(chain, tm
     assert "another original run (weights" in fail("train_scratch.py", *flags, unchanged=save)
 
 
+def test_weights_of_images_that_are_held_out_or_normalised_otherwise_are_told(chain, tmp_path, weights):
+    other = tmp_path / "other.json"
+
+    def flags(weights):
+        return scratch_flags(chain, tmp_path / "run", "--weights", weights, "--partition", other, "--epochs", "0")
+
+    common = ["--dataset", "folder", "--data_dir", chain[1], "--deposit_classes", "bee", "--out", other]
+    succeed("partition_data.py", *common, "--mean", "0.5", "0.5", "0.5", "--std", "1", "1", "1")
+    assert "normalised otherwise" in fail("train_scratch.py", *flags(chain[0] / "original.pt"))
+    assert not (tmp_path / "run").exists()
+    other.unlink()
+    succeed("partition_data.py", *common, "--val_fraction", "0.25")
+    assert "others held out" in fail("train_scratch.py", *flags(chain[0] / "original.pt"))
+    assert "images held out may be among" in succeed("train_scratch.py", *flags(weights))
+
+
 def test_training_starts_from_the_weights(chain, tmp_path, weights):
     succeed("train_scratch.py", *scratch_flags(chain, tmp_path / "run", "--weights", weights, "--epochs", "1", "--lr",
                                                "1e-30", "--weight_decay", "0"))

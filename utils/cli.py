@@ -40,6 +40,11 @@ def prefix(text):
     if not os.path.basename(text):
         raise argparse.ArgumentTypeError(f"'{text}' names a folder: add a name for the files, as in "
                                          f"{os.path.join(text, 'name')}")
+    folder = os.path.dirname(os.path.abspath(path(text)))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):  # known now, and not when all is measured
+        raise argparse.ArgumentTypeError(f"'{folder}' is no folder that files can be written into: name another")
     return path(text)
 
 
@@ -48,7 +53,11 @@ def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
 
     def parse(text):
         value = kind(text)
-        if not math.isfinite(value) or value > high or value < low or above and value == low:
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer of hundreds of digits
+            finite = False
+        if not finite or value > high or value < low or above and value == low:
             limits = [f"{'>' if above else '>='} {low}"] if low > -math.inf else []
             limits += [f"<= {high}"] if high < math.inf else []
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(limits) or 'finite'}")

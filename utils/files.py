@@ -96,6 +96,15 @@ def read_log(path):
     return records
 
 
+def read_head(path):
+    """The first record of a log, which holds the run's settings. Raises UserError as read_log does, and where there is
+    none."""
+    records = read_log(path)
+    if not records:
+        raise UserError(f"{path} holds no record of a run: copy or make that run again")
+    return records[0]
+
+
 @contextlib.contextmanager
 def locked(folder):
     """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.

@@ -11,7 +11,8 @@ from utils.files import load_json, save_json
 
 @torch.no_grad()
 def evaluate(forward, data, num_classes):
-    """Count correct answers of several networks in one pass, in float32; argmax is over all classes.
+    """Count correct answers of several networks in one pass, in float32; argmax is over all classes. An answer with a
+    NaN is wrong.
 
     forward(x, y) -> {name: logits}; y is passed on for the released rule, which reads the label.
     data: (x, y) batches. Returns {name: {"correct": [...], "total": [...]}}, plain lists, an entry a class.
@@ -19,7 +20,8 @@ def evaluate(forward, data, num_classes):
     correct, total = {}, 0
     for x, y in data:
         for name, logits in forward(x, y).items():
-            hits = torch.bincount(y[logits.argmax(1) == y], minlength=num_classes)
+            right = (logits.argmax(1) == y) & ~logits.isnan().any(1)  # a NaN counts as the largest
+            hits = torch.bincount(y[right], minlength=num_classes)
             correct[name] = correct.get(name, 0) + hits
         total = total + torch.bincount(y, minlength=num_classes)
     return {name: {"correct": hits.tolist(), "total": total.tolist()} for name, hits in correct.items()}
