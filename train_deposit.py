@@ -116,7 +116,7 @@ def train_one_epoch(lirf, parallel, optimizer, images, runtime, training, args, 
     data = batches(images, args.batch_size, generator=generator)
     for i, (x, labels) in enumerate(training.progress(data, epoch, steps)):
         with runtime.autocast():
-            out = parallel(x, synthesis.synthetic(x, moved, generator) if moved else None)
+            out = parallel(x, synthesis.synthetic(x, moved, generator) if moved is not None else None)
         terms = lirf.losses(out, *labels.unbind(1))
         meter.update(terms, len(x))
         take_step(optimizer, terms["loss"], learning_rate(args, epoch * steps + i, steps), args.clip_norm)

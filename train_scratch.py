@@ -95,14 +95,14 @@ def train_one_epoch(network, optimizer, images, runtime, training, args, epoch):
 
 def refuse_other_original(args, partition):
     """Raise UserError when --weights is a file of ours that is no original or, taken as it is, was trained on images
-    normalised otherwise or held out here. Of files of others nobody knows: where images are held out, say so."""
+    normalised otherwise. Say so where the weights may have been trained on the images that are held out here."""
+    of_weights = {}  # of files of others nobody knows
     if is_ours(args.weights):  # T has forgotten, and a damaged file is no original
         of_weights = load_checkpoint(args.weights, "original")["partition"]
-        if args.epochs == 0 and any(of_weights[name] != getattr(partition, name)
-                                    for name in ("mean", "std", "val_fraction")):
-            raise UserError(f"--weights {args.weights} was trained on images normalised otherwise, or with others held "
-                            f"out: partition with its --mean, --std and --val_fraction, or train with --epochs")
-    elif partition.val_fraction and distributed.rank == 0:
+        if args.epochs == 0 and (of_weights["mean"], of_weights["std"]) != (partition.mean, partition.std):
+            raise UserError(f"--weights {args.weights} was trained on images normalised otherwise: partition with its "
+                            f"--mean and --std, or train with --epochs")
+    if partition.val_fraction and of_weights.get("val_fraction") != partition.val_fraction and distributed.rank == 0:
         print(f"the images held out may be among those that {args.weights} was trained on, so T0 may do better on them "
               f"than on the test set")
 

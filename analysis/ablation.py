@@ -13,7 +13,7 @@ from utils.files import load_json, read_head
 from utils.metrics import metrics_path
 from utils.tables import above, markdown, print_table, summary
 
-# axis -> (its title, the setting that says where the default run stands on it)
+# axis -> (its title, what says where the default run stands on it: a setting, or what axis_rows adds to these)
 AXES = {
     "losses": ("loss terms", "losses"),
     "split": ("cut after block", "split_at"),

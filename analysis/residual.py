@@ -297,29 +297,25 @@ def measured(known, wanted, file, identity):
     if any(record.get(name) != identity[name] for name in ("network", "original")):
         record = {**identity, "measures": {}}
     require_settings(record, file, identity["settings"])
-    record |= identity
-    record["measures"] = at_rate(known.relearn_rate, record["measures"])
+    record = with_others({**record, **identity}, file, known.relearn_rate)
     for name in wanted:
         if name not in record["measures"]:
             record["measures"][name] = figures = MEASURES[name].figures(known)
-            save_record(file, record, known.relearn_rate)
+            record = with_others(record, file, known.relearn_rate)
+            save_json(file, record)
             print(f"{file}: {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()
                                                   if value is not None), flush=True)
     return record
 
 
-def at_rate(relearn_rate, found):
-    """Measures without the steps of relearning at another rate than R's, where that is known."""
-    return {name: figures for name, figures in found.items()
-            if name != "relearn" or relearn_rate in (None, figures["lr"])}
-
-
-def save_record(file, record, relearn_rate):
-    """Write a record, to which go the measures of the same network that another process has added to its file."""
+def with_others(record, file, relearn_rate):
+    """A record with the measures that another process has added to its file since, but without steps of relearning at
+    another rate than R's, where that is known."""
     beside = load_json(file) if os.path.exists(file) else {}
-    if all(beside.get(name) == record[name] for name in ("network", "original", "settings")):
-        record["measures"] = {**at_rate(relearn_rate, beside["measures"]), **record["measures"]}
-    save_json(file, record)
+    same = all(beside.get(name) == record[name] for name in ("network", "original", "settings"))
+    found = {**(beside["measures"] if same else {}), **record["measures"]}
+    return {**record, "measures": {name: figures for name, figures in found.items()
+                                   if name != "relearn" or relearn_rate in (None, figures["lr"])}}
 
 
 def partition_of(args):
@@ -394,12 +390,13 @@ def main(args):
             rate = records[file]["measures"].get("relearn", {}).get("lr")
     if len({records[file]["network"] for file in args.retrained}) < len(args.retrained):
         raise UserError("--retrained names one network twice, which would give R no spread: name each once")
+    records |= {file: with_others(records[file], out, rate) for file, out in files.items()}
     of_0, *of_r = (records[file]["measures"] for file in (args.original, *args.retrained))
     for file in args.networks:  # a call that names no R keeps that of the call before
         of_rs = of_r or records[file].get("reference", {}).get("retrained", [])
         records[file] |= {"reference": {"original": of_0, "retrained": of_rs},
                           "rho": compared(records[file]["measures"], of_0, of_rs)}
-        save_record(files[file], records[file], rate)
+        save_json(files[file], records[file])
     print_tables({file: [records[file]] for file in args.networks})
 
 

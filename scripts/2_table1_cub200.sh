@@ -18,7 +18,7 @@ export PARTITION_FLAGS="--image_size ${IMAGE_SIZE:-128} --download ${PARTITION_F
 export ORIGINAL_FLAGS="--batch_size 32 --lr 0.04 --weight_decay 2e-3 --clip_norm 5
     --warmup_epochs $((EPOCHS < 50 ? EPOCHS / 10 : 5)) ${ORIGINAL_FLAGS:-}"
 # D_r has 1,800 images, which T0 knows by heart: small batches again, and T0's batch-norm statistics in lower_T. Random
-# labels forget too little here or destroy T. So L_mt, which is ours, stands for L_kr and L_kp, in the last block alone.
+# labels forget too little here or destroy T. So L_mt, DELETE's loss, stands for L_kr and L_kp, in the last block alone.
 export DEPOSIT_FLAGS="--batch_size 32 --epochs 20 --bn_stats deposit --trained_blocks 1 --lambda_kr 0 --lambda_at 0
     --lambda_kp 0 --lambda_mt 5 --prune_ratio 0.3 ${DEPOSIT_FLAGS:-}"
 bash "$(dirname "${BASH_SOURCE[0]}")/1_table1_cifar10.sh" "$@"

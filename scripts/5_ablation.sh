@@ -4,7 +4,7 @@
 # killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
 #   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp lambda_pt
 #                                lambda_re random_label bn_stats. images: for classes of more than 1,500
-#                                images, classes: for ten classes; neither by default on other data than CIFAR-10
+#                                images, classes: for six classes or more
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0
 #   SAVE=checkpoints/ablation_$ARCH      gets original/, default/seed<k>/ and <axis>/<value>/seed<k>/
@@ -12,7 +12,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60}
-AXES=${AXES:-losses split pruning bits temperature $([ "$DATASET" != cifar10 ] || echo classes images) epochs lambda_at}
+AXES=${AXES:-losses split pruning bits temperature $([ "$DATASET" = folder ] || echo classes)
+    $([ "$DATASET" != cifar10 ] || echo images) epochs lambda_at}
 SAVE=${SAVE:-checkpoints/ablation_$ARCH}
 
 values() { # axis: a line each for its values but the default's, with the flags that set it

@@ -52,7 +52,7 @@ refuse_deposit_flag() { # flag reason
     esac
 }
 
-accepts() { # program flag ...: ends the script now, in the program's words, where it would refuse these after hours
+accepts() { # program flag ...: ends the script now, in the program's words, where it would refuse a value after hours
     python -m "$@" --help > /dev/null
 }
 

@@ -191,15 +191,21 @@ def test_the_kept_measures_of_r_stand_for_its_network(networks, tmp_path):
     assert "other deposit classes" in fail("analysis/residual.py", *flags, *mine)
 
 
-def test_what_two_processes_measure_of_a_network_at_once_is_kept(tmp_path):
-    identity = {"settings": {"seed": 0}, "original": "t0", "network": "t"}
-    file = tmp_path / "r.json"
-    for measures_of_one in ({"probe": 1}, {"told": 2}):
-        residual.save_record(str(file), {**identity, "measures": measures_of_one}, None)
-    assert json.loads(file.read_text()) == {**identity, "measures": {"probe": 1, "told": 2}}
-    other = {**identity, "network": "another", "measures": {}}
-    residual.save_record(str(file), other, None)
-    assert json.loads(file.read_text()) == other
+def test_what_another_process_measures_meanwhile_is_kept(networks, tmp_path, monkeypatch):
+    root = shutil.copytree(networks, tmp_path / "root")
+    for path in root.rglob("*_residual_*.json"):
+        path.unlink()
+    target, answers = root / "lirf/seed0/target.pt", residual.MEASURES["answers"]
+
+    def measured_by_both(known):
+        monkeypatch.setitem(residual.MEASURES, "answers", answers)
+        examine(root, target, wanted=["means"], retrained=["retrained_0"])
+        return answers.figures(known)
+
+    monkeypatch.setitem(residual.MEASURES, "answers", answers._replace(figures=measured_by_both))
+    (record,), _ = examine(root, target, wanted=["answers"], retrained=["retrained_0"])
+    of_r, of_0 = record["reference"]["retrained"][0], record["reference"]["original"]
+    assert set(record["measures"]) == set(of_r) == set(of_0) == set(record["rho"]) == {"answers", "means"}
 
 
 def test_a_network_that_diverged_is_told(networks, tmp_path):

@@ -111,9 +111,6 @@ def test_table3_has_a_cell_for_every_student_and_teacher(images, tmp_path):
     text, _ = finished("3_table3_transferability", 0, **flags)
     assert text.count("nothing to do") == 2 + 2 + 9, text
     assert (tmp_path / "table3.md").read_text() == table
-    status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "STUDENTS": "theirs",
-                                                                              "SAVE": tmp_path / "new"})
-    assert status == 2 and "'theirs'" in text and not (tmp_path / "new").exists()  # before anything is trained
     # what is done is not taken for what other variables ask for
     status, text, _ = run_shell("scripts/3_table3_transferability.sh", 0, **{**flags, "VAL_FRACTION": 0})
     assert status == 1 and "holds another partition" in text and "nothing to do" not in text, text
@@ -190,11 +187,23 @@ def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     ("1_table1_cifar10", [], {"VARIANTS": "split4", "ARCH": "resnet20"}, "after a block that resnet20 lacks"),
     ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--lr 0.1\n--preset deep"}, "are both run"),
     ("9_methods", [], {"DEPOSIT_FLAGS": "--split_at 2"}, "probed after the last block"),
+    ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--last_layer cleared"}, "all forms need T0's"),
+    ("3_table3_transferability", [], {"DEPOSIT_FLAGS": "--lambda_at 5"}, "LAMBDA_AT sets it"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
                                                                                message):
     status, text, commands = run_shell(f"scripts/{script}.sh", *arguments, SAVE=tmp_path, **variables)
     assert status == 1 and message in text and commands == []
+
+
+@pytest.mark.parametrize("script, variables", [
+    ("3_table3_transferability", {"STUDENTS": "theirs"}), ("6_recovery_bytes", {"RATIOS": "0.5 2"}),
+    ("8_bank", {"AWAY": "few"}), ("9_methods", {"MEASURES": "probe all"})])
+def test_a_value_that_a_later_program_refuses_is_refused_at_once(tmp_path, script, variables):
+    (value,) = variables.values()
+    status, text, commands = run_shell(f"scripts/{script}.sh", 0, SAVE=tmp_path / "new", **variables)
+    assert status == 2 and value.split()[-1] in text and commands[0][-1] == "--help"
+    assert not (tmp_path / "new").exists()
 
 
 def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):

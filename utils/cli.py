@@ -56,7 +56,7 @@ def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
         try:
             finite = math.isfinite(value)
         except OverflowError:  # an integer of hundreds of digits
-            finite = False
+            raise argparse.ArgumentTypeError(f"{text[:20]}... is out of range: it is too large") from None
         if not finite or value > high or value < low or above and value == low:
             limits = [f"{'>' if above else '>='} {low}"] if low > -math.inf else []
             limits += [f"<= {high}"] if high < math.inf else []
