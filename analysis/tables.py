@@ -268,9 +268,8 @@ TABLES = {
     **{name: Table(CIFAR10, "python -m analysis.robustness --runs ...",
                    f"attacks/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
-    "ablation": Table("CIFAR-10, test set, three draws; temperature, classes and lambda_at: that of seed 0",
-                      published("resnet20", "5_ablation.sh 0 1 2",
-                                'AXES="losses split temperature classes images epochs lambda_at" ')
+    "ablation": Table(CIFAR10, published("resnet20", "5_ablation.sh 0 1 2",
+                                         'AXES="losses split temperature classes images epochs lambda_at" ')
                       + " (epochs 5 and 10 not run)",
                       "ablation/**/metrics.json", ablation("test"), "axis: value"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
