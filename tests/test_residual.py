@@ -17,7 +17,7 @@ from analysis import measures, methods, residual
 from datasets import read_partition
 from datasets.partition import save_partition
 from models.architectures import build_network
-from models.checkpoints import load_network, read
+from models.checkpoints import load_network
 from models.difference import decode, encode, shifted
 
 DEPOSITED = np.array([1, 3])
@@ -97,6 +97,14 @@ def networks(tmp_path_factory):
     succeed("train_deposit.py", "--save_path", root / "lirf" / "seed0", "--original", root / "original/original.pt",
             *common, "--lr", "0.05")
     return root
+
+
+@pytest.fixture(scope="module")
+def sets(networks):
+    """(Partition, image sets) of that folder."""
+    partition = read_partition(str(networks / "partition.json"))
+    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
+    return partition, residual.image_sets(partition, args, "cpu")
 
 
 def examine(root, *files, wanted=(), retrained=("retrained_0", "retrained_1")):
@@ -231,12 +239,10 @@ def test_a_damaged_checkpoint_and_a_file_of_another_ending_are_refused(networks,
     assert "differ in their ending" in fail("analysis/residual.py", *flags, tmp_path / "mine.pt", tmp_path / "mine.pth")
 
 
-def test_all_networks_relearn_at_the_rate_of_r_and_giving_up_is_told(networks, monkeypatch):
+def test_all_networks_relearn_at_the_rate_of_r_and_giving_up_is_told(networks, sets, monkeypatch):
     for name, value in (("RATES", (1e-9, 1e-2)), ("DRAWS", 2), ("CAP", 10)):
         monkeypatch.setattr(residual, name, value)
-    partition = read(str(networks / "retrained_0/retrained.pt"), "retrained")[1]
-    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
-    images, networks_of = residual.image_sets(partition, args, "cpu"), {}
+    (partition, images), networks_of = sets, {}
     for name in ("original/original.pt", "retrained_0/retrained.pt"):
         networks_of[name] = load_network(str(networks / name))[0]
     t0, r = networks_of.values()
@@ -281,10 +287,8 @@ def test_the_rate_of_relearning_is_that_at_which_r_is_fastest(networks, tmp_path
     assert tried == [1e-1, 1e-2, 1e-3] + [1e-2] * 3 * residual.DRAWS  # R alone tries
 
 
-def test_recovery_takes_the_fewest_bits_that_give_the_images_of_d_back(networks):
-    partition = read(str(networks / "retrained_0/retrained.pt"), "retrained")[1]
-    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
-    images, runtime = residual.image_sets(partition, args, "cpu"), residual.Runtime("cpu", "fp32")
+def test_recovery_takes_the_fewest_bits_that_give_the_images_of_d_back(networks, sets):
+    (partition, images), runtime = sets, residual.Runtime("cpu", "fp32")
     t0, t = (load_network(str(networks / "original/original.pt"))[0] for _ in range(2))
     with torch.no_grad():
         for parameter in t.parameters():  # so far away that a rounded way back misses T0
@@ -357,11 +361,9 @@ def test_a_probe_of_few_images_a_class_holds_out_one_of_each():
     assert measures.probe(x, y).score(x, y) == 1
 
 
-def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, monkeypatch):
+def test_where_nothing_comes_back_the_attackers_rate_keeps_the_rest(networks, sets, monkeypatch):
     """At a rate of 1e4 the network names one class for all images."""
-    _, partition = load_network(str(networks / "original/original.pt"))
-    args = SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0)
-    images = residual.image_sets(partition, args, "cpu")
+    partition, images = sets
     network = load_network(str(networks / "retrained_0/retrained.pt"))[0]
     with torch.no_grad():
         network[-1].fc.bias[partition.deposit_classes] = -1000.0
@@ -393,10 +395,8 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     assert "there is no draw" in fail("analysis/methods.py", "--runs", tmp_path)
 
 
-def test_held_out_images_are_none_of_those_fitted_on(networks):
-    _, partition = read(str(networks / "original/original.pt"), "original")
-    sets = residual.image_sets(partition, SimpleNamespace(data_dir=str(networks / "images"), eval_split="test", seed=0),
-                               "cpu")
+def test_held_out_images_are_none_of_those_fitted_on(sets):
+    _, sets = sets
     fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
                                for name in ("train", "all", "held_out"))
     assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
