@@ -239,6 +239,10 @@ TABLES = {
     "recovery_resnet20": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2"),
                                "recovery/resnet20/recovery.json", recovery, "kept beside T",
                                "*/seed*/deposit_log.jsonl"),
+    "recovery_resnet20_split2": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2",
+                                                         'DEPOSIT_FLAGS="--split_at 2" RATIOS="0.51 0" ') + " (in part)",
+                                      "recovery/resnet20_split2/recovery.json", recovery, "kept beside T",
+                                      "*/seed*/deposit_log.jsonl"),
     "recovery_resnet56": Table(CIFAR10, published("resnet56", "6_recovery_bytes.sh 0 1 2", 'RATIOS="0.51" ')
                                + " (deposit and forms in part)", "recovery/resnet56/recovery.json", recovery,
                                "kept beside T", "", "table1/cifar10_resnet56/ours/seed*/*_log.jsonl"),
