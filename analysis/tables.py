@@ -240,7 +240,8 @@ TABLES = {
                                "recovery/resnet20/recovery.json", recovery, "kept beside T",
                                "*/seed*/deposit_log.jsonl"),
     "recovery_resnet20_split2": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2",
-                                                         'DEPOSIT_FLAGS="--split_at 2" RATIOS="0.51 0" ') + " (in part)",
+                                                         'DEPOSIT_FLAGS="--split_at 2" RATIOS="0.51 0" ')
+                                      + " (in part)",
                                       "recovery/resnet20_split2/recovery.json", recovery, "kept beside T",
                                       "*/seed*/deposit_log.jsonl"),
     "recovery_resnet56": Table(CIFAR10, published("resnet56", "6_recovery_bytes.sh 0 1 2", 'RATIOS="0.51" ')
@@ -257,7 +258,7 @@ TABLES = {
                    "H Mean / probe of", further="methods_trials/resnet20/original/*_log.jsonl")
        for name, runs in (("method_trials", "methods_trials/resnet20/*[!p]/*/target_residual_*.json"),  # all but deep's
                           ("deep_trials", "methods_trials/resnet20/deep/*/target_residual_*.json"))},
-    "methods_probe": Table("CIFAR-10, test set, draws of seeds 0 and 1",
+    "methods_probe": Table(CIFAR10,
                            "python -m analysis.forget, train_deposit.py --lr 0.03, analysis.residual (residual.md)",
                            "methods_probe/resnet20/*/seed*/target_residual_*.json "
                            "methods/resnet20/deep/seed*/target_residual_*.json", trade, "network",
