@@ -122,7 +122,7 @@ def costs(folder):
 def measures_of(records):
     """{network: [its measures, a draw each]} of the methods and T0, and of R, a draw and seed each."""
     of_0, of_r = {}, {}  # of each draw, from all methods: each was measured beside others
-    for run in (run for runs in records.values() for run in runs):
+    for run in itertools.chain.from_iterable(records.values()):
         draw, reference = run["settings"]["partition"], run["reference"]
         of_0[draw] = {**of_0.get(draw, {}), **reference["original"]}
         pairs = itertools.zip_longest(of_r.get(draw, []), reference["retrained"], fillvalue={})

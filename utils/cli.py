@@ -40,12 +40,13 @@ def prefix(text):
     if not os.path.basename(text):
         raise argparse.ArgumentTypeError(f"'{text}' names a folder: add a name for the files, as in "
                                          f"{os.path.join(text, 'name')}")
-    folder = os.path.dirname(os.path.abspath(path(text)))
+    name = path(text)
+    folder = os.path.dirname(os.path.abspath(name))
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):  # known now, and not when all is measured
         raise argparse.ArgumentTypeError(f"'{folder}' is no folder that files can be written into: name another")
-    return path(text)
+    return name
 
 
 def bounded(kind, low=-math.inf, high=math.inf, *, above=False):
