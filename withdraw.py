@@ -12,7 +12,7 @@ from models.architectures import before_last_layer, join_network
 from models.bank import classes_of, give_back
 from models.checkpoints import cut, describe, read, read_deposit
 from models.recover import MERGE_RULES, RecoverNetwork, released
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, run
 from utils.errors import UserError
 from utils.metrics import (evaluate, metrics_path, percent, read_metrics, record_network, refuse_other_figures, table1,
@@ -109,8 +109,8 @@ def main(args):
     content, partition, modules, away = load_parts(args.save_path, args.target, args.deposit, args.merge)
     out = os.path.join(args.save_path, "recover.pt")
     if os.path.exists(out):
-        before = load_checkpoint(out, "recover")
-        if (before["target"], before.get("away", away)) != (content["checksum"], away):
+        before, _ = read(out, "recover")
+        if (before["target"], before["away"]) != (content["checksum"], away):
             raise UserError(f"{out} is the recover network of another target, or of other deposits: choose another "
                             f"--save_path, or remove it")
     refuse_other_figures(args.save_path, content["counts"], partition)

@@ -6,7 +6,7 @@ import os
 
 import matplotlib.pyplot as plt
 
-from analysis.table1 import load_runs
+from analysis.table1 import load_runs, of_common_draws
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.files import load_json, read_head
@@ -50,11 +50,11 @@ def get_args_parser():
 
 
 def by_variant(paths):
-    """{value: its metrics files} of metrics files <value>/seed<k>/<file>."""
+    """{value: its metrics files} of metrics files <value>/seed<k>/<file>, over the draws that all values have."""
     variants = {}
     for path in paths:
         variants.setdefault(path.split(os.sep)[-3], []).append(path)
-    return variants
+    return of_common_draws(variants)
 
 
 def variant_rows(variants, figures=FIGURES):
@@ -107,14 +107,12 @@ def found_axes(folder, split):
     the default and all its values have. Raises UserError when there is none."""
     name, axes = metrics_path("", split), {}
     for axis in AXES:
-        draws = {}  # of each value
-        for value in ("default", os.path.join(axis, "*")):
-            for path in sorted(glob.glob(os.path.join(glob.escape(folder), value, "seed*", name))):
-                if "recover" in load_json(path):  # else withdraw.py is still to come
-                    draws.setdefault(os.path.dirname(os.path.dirname(path)), {})[path.split(os.sep)[-2]] = path
-        common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
-        if common and len(draws) > 1 and os.path.join(folder, "default") in draws:
-            axes[axis] = [of_value[draw] for of_value in draws.values() for draw in common]
+        paths = [path for value in ("default", os.path.join(axis, "*"))
+                 for path in sorted(glob.glob(os.path.join(glob.escape(folder), value, "seed*", name)))
+                 if "recover" in load_json(path)]  # else withdraw.py is still to come
+        variants = by_variant(paths)
+        if len(variants) > 1 and variants.get("default"):
+            axes[axis] = [path for of_value in variants.values() for path in of_value]
     if not axes:
         raise UserError(f"{folder} holds no draw with a finished run of the default and of every value of an axis: run "
                         f"scripts/5_ablation.sh")

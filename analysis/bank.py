@@ -49,9 +49,10 @@ def states_of(sizes, num_classes, most, wanted, seed):
     """The states to measure, as tuples of the deposits that are away, () first. sizes: the number of classes of each
     deposit; a state without a class left is none. Raises UserError where they are too many to draw from."""
     count = len(sizes)
-    if sum(math.comb(count, size) for size in range((most or count) + 1)) > 2**20:
+    most = min(most or count, count)
+    if sum(math.comb(count, size) for size in range(most + 1)) > 2**20:
         raise UserError(f"{count} deposits have too many states to draw from: lower --away (AWAY of script 8)")
-    states = [state for size in range((most or count) + 1) for state in itertools.combinations(range(count), size)
+    states = [state for size in range(most + 1) for state in itertools.combinations(range(count), size)
               if sum(sizes[deposit] for deposit in state) < num_classes]
     if wanted is not None and wanted < len(states) - 1:
         order = torch.randperm(len(states) - 1, generator=torch.Generator().manual_seed(seed)) + 1

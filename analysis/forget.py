@@ -218,10 +218,11 @@ def main(args):
         raise UserError(f"--method {args.method} trains: with --epochs 0 it would leave T0 as it is")
     content, original, partition = read_original(args)
     settings = settings_of(args, partition=partition.hash, precision=runtime.precision, original=content["checksum"])
-    if already_done(out, "target", "forget", settings) is not None:
+    split = partition.logged_split
+    metrics = metrics_path(args.save_path, split)
+    if already_done(out, "target", "forget", settings, beside=[metrics]) is not None:
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs)
-    split = partition.logged_split
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
     shown = load_images(partition, args.data_dir, split, partition.classes("all")).to(runtime.device)
     net = Networks(original, content["arch"], partition, runtime, args.lambda_cosine)
@@ -235,7 +236,7 @@ def main(args):
         with torch.no_grad():
             method.edit(net.target[-1].fc, net.deposited)
     record_network(args.save_path, partition, "original", content["counts"])
-    write_metrics(metrics_path(args.save_path, split), partition, target=figures())
+    write_metrics(metrics, partition, target=figures())
     # No difference lies beside it, so as a bank's network this one is refused.
     save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
                     **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],

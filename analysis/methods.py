@@ -81,8 +81,10 @@ def refuse_another_retrained(records):
 def choose(folders):
     """({rule: the trial that it chooses}, {trial: {figure: summary or text}}) of the folders of a method's trials,
     measured on held-out images. Of equals the first name is chosen; a rule that none satisfies chooses none. Raises
-    UserError when a trial is not measured, when test images were measured, or when the trials are of several partitions
-    or originals."""
+    UserError when a trial is not measured, when test images were measured, or when the trials lie in several folders or
+    are of several partitions or originals."""
+    if len({os.path.dirname(os.path.abspath(folder)) for folder in folders}) > 1:
+        raise UserError(f"{', '.join(folders)} do not lie in one folder: name the trials of one method")
     trials, measured_on = {}, set()
     for folder in sorted(folders):
         names = glob.glob(os.path.join(glob.escape(folder), "target_residual_*.json"))
@@ -154,7 +156,8 @@ def rows_of(records):
         relearned = [[of_network.get("relearn", {"censored": True}) for of_network in (
             run["measures"], *run["reference"]["retrained"])] for run in runs]
         steps = [[found["steps"] for found in of_run if not found["censored"]] for of_run in relearned]
-        if all(len(of_run) == len(found) > 1 for of_run, found in zip(steps, relearned)):
+        at_one_rate = all(len({found.get("lr") for found in of_run}) == 1 for of_run in relearned)
+        if at_one_rate and all(len(of_run) == len(found) > 1 for of_run, found in zip(steps, relearned)):
             rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) if any(of_r) else None
                                                        for of_t, *of_r in steps])
     return values, rhos

@@ -22,7 +22,7 @@ from analysis.recovery import as_bytes, file_size
 from datasets import batches, evaluation_batches, first_images, load_images, read_partition
 from datasets.batches import first_rows
 from models.architectures import before_last_layer, build_network, split_network
-from models.checkpoints import read, require_original
+from models.checkpoints import read, refuse_two_branches, require_original
 from models.difference import BITS, decode, encode, shifted
 from models.weights import load_weights, read_weights
 from utils.checkpoint import checksum, is_ours, load_checkpoint
@@ -41,7 +41,8 @@ PER_CLASS = 1000  # training images for probes, prototypes, membership; at most 
 
 class Known:
     """A network, T0's Known, the images that it is examined on, ImageSets of `image_sets`, and the rate at which R
-    relearns, where that is known. name: what errors call the network."""
+    relearns, where that is known. split_at: n of the cut whose features are probed, None for the last block's; runtime:
+    a Runtime, on whose device the images lie; name: what errors call the network."""
 
     def __init__(self, network, partition, images, split_at, runtime, original=None, relearn_rate=None,
                  name="the network"):
@@ -144,27 +145,31 @@ def preserved_only(known):
 def relearn(known):
     """Steps of training on all classes, batch norm updated, until Dep on test images, read every 5 steps, reaches
     90 % of T0's: mean and deviation over orders. CAP where it does not; `censored` counts those. One rate for all
-    networks: of RATES that at which R is fastest, in an order of its own; without R, the network's own fastest.
+    networks: of RATES that at which R is fastest, by images that are held out and in an order of its own; without R,
+    the network's own fastest.
 
     Anamnesis index (Chundawat et al., TIFS 2023): steps of T over steps of R; 1 as R, below 1 residual knowledge. On a
     nearly solved data set it is a ratio of small numbers.
     """
-    level = 0.9 * known.original.accuracy("test_deposit")["dep"]
-
-    def steps(rate, draw, cap):
+    def steps(rate, draw, cap, split):
+        """Those after which Dep is back on a split; None where `cap` of them do not suffice."""
+        level = 0.9 * known.original.accuracy(split)["dep"]
         for step, student in tune(known.opened, known.images["all"], cap, rate, known.runtime, draw, 128, True):
-            if step % 5 == 0 and known.accuracy("test_deposit", student)["dep"] >= level:
+            if step % 5 == 0 and known.accuracy(split, student)["dep"] >= level:
                 return step
-        return CAP
+        return None
 
-    rate, least = known.relearn_rate, CAP + 1
+    rate, least = known.relearn_rate, CAP
     if rate is None:
+        rate = RATES[0]
         for candidate in RATES:  # a slower one need not be followed further than the best
-            if (found := steps(candidate, DRAWS, min(least, CAP))) < least:
+            found = steps(candidate, DRAWS, least, "held_out_deposit")
+            if found is not None and found < least:
                 rate, least = candidate, found
-    found = [steps(rate, draw, CAP) for draw in range(DRAWS)]
+    reached = [steps(rate, draw, CAP, "test_deposit") for draw in range(DRAWS)]
+    found = [CAP if step is None else step for step in reached]
     return {"steps": statistics.fmean(found), "deviation": statistics.stdev(found) if DRAWS > 1 else 0.0,
-            "censored": found.count(CAP), "lr": rate}
+            "censored": reached.count(None), "lr": rate}
 
 
 # What a network gives back and keeps.
@@ -173,18 +178,21 @@ def relearn(known):
 def recovery(known):
     """The smallest difference T0 - T over the whole network, compressed, that gives T0 back: of BITS the fewest with
     which T~ names at most 0.1 points fewer of the drawn images of D_r than T0, which a depositor can tell without a
-    test image. Bytes are those of the file; parameters: those of tensors in which T differs; Dep and Pre: of T~."""
+    test image. Bytes are those of the file, None where no number of bits suffices; parameters: those of tensors in
+    which T differs; Dep and Pre: of T~."""
     target, whole = ({name: tensor.cpu() for name, tensor in network.state_dict().items()}
                      for network in (known.network, known.original.network))
     recovered, goal = copy.deepcopy(known.network), known.original.accuracy("deposit")["dep"] - 0.1
+    found = {"bytes": None, "bits": None}
     for bits in BITS:
         data = encode(whole, target, bits)
         recovered.load_state_dict(shifted(target, decode(data, target, bits), 1))
         if known.accuracy("deposit", recovered)["dep"] >= goal:
+            found = {"bytes": file_size({"difference": as_bytes(zlib.compress(data.numpy().tobytes(), 9))}),
+                     "bits": bits}
             break
     changed = sum(p.numel() for name, p in known.network.named_parameters() if not target[name].equal(whole[name]))
-    return {"bytes": file_size({"difference": as_bytes(zlib.compress(data.numpy().tobytes(), 9))}), "bits": bits,
-            "parameters": changed, **known.accuracy("test", recovered)}
+    return {**found, "parameters": changed, **known.accuracy("test", recovered)}
 
 
 class Measure(NamedTuple):
@@ -242,8 +250,8 @@ def get_args_parser():
 
 def image_sets(partition, args, device):
     """The ImageSets of a Known. held_out: up to 100 training images a class, which no measure fits on; all: the other
-    training images; train: up to PER_CLASS of them a class; test: those of --eval_split; test_deposit: up to 100 of
-    these a class of D_r."""
+    training images; train: up to PER_CLASS of them a class, of which deposit and preserved are the two parts; test:
+    those of --eval_split; test_deposit: up to 100 of these a class of D_r; held_out_deposit: D_r's part of held_out."""
     every = load_images(partition, args.data_dir, "train", partition.classes("all"))
     fewest = every.labels.bincount().min().item()
     if fewest < 2:
@@ -257,6 +265,7 @@ def image_sets(partition, args, device):
             "test": load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))}
     for name, whole, classes in (("deposit", sets["train"], partition.deposit_classes),
                                  ("preserved", sets["train"], partition.preserved_classes),
+                                 ("held_out_deposit", sets["held_out"], partition.deposit_classes),
                                  ("test_deposit", first_images(sets["test"], 100, args.seed),
                                   partition.deposit_classes)):
         sets[name] = whole[torch.isin(whole.labels, torch.tensor(classes)).nonzero()[:, 0]]
@@ -292,10 +301,13 @@ def kept(file, settings, of_original, partition):
 def measured(known, wanted, file, identity):
     """{**identity, "measures": {measure: figures}}, those of `wanted` added one by one to what `file` holds of the same
     identity (checksums of the networks, the settings), so that a killed run goes on and T0 and R are measured once. Of
-    other networks it begins anew. Raises UserError when it holds measures of the same ones at other settings."""
+    another network it begins anew. Raises UserError when it holds measures of the same one beside another T0, or at
+    other settings."""
     record = load_json(file) if os.path.exists(file) else {}
-    if any(record.get(name) != identity[name] for name in ("network", "original")):
+    if record.get("network") != identity["network"]:
         record = {**identity, "measures": {}}
+    if record["original"] != identity["original"]:
+        raise UserError(f"{file} was measured beside another T0: name that one by --original, or move that file away")
     require_settings(record, file, identity["settings"])
     record = with_others({**record, **identity}, file, known.relearn_rate)
     for name in wanted:
@@ -330,11 +342,12 @@ def partition_of(args):
 
 
 def refuse_other_draw(file, partition, original, original_path):
-    """Raise UserError when `file` is a network of ours that has forgotten other classes, or is made of another T0 than
-    that whose file holds `original`."""
+    """Raise UserError when `file` is a network of ours that has forgotten other classes, has two branches, or is made
+    of another T0 than that whose file holds `original`."""
     if not is_ours(file):
         return
     content = load_checkpoint(file, ("original", "independent", "retrained", "target", "recover", "student"))
+    refuse_two_branches(content, file)
     if "original" in content:
         require_original(content, file, original, original_path)
     if content["kind"] in ("retrained", "target", "recover") and content["partition"]["hash"] != partition.hash:
@@ -386,7 +399,7 @@ def main(args):
             known, of_network = opened(file, original)
             identity = {"settings": settings, "original": of_original, "network": of_network}
             records[file] = measured(known, wanted, files[file], identity)
-        if file in args.retrained and rate is None:
+        if file in args.retrained and rate is None and "relearn" in wanted:
             rate = records[file]["measures"].get("relearn", {}).get("lr")
     if len({records[file]["network"] for file in args.retrained}) < len(args.retrained):
         raise UserError("--retrained names one network twice, which would give R no spread: name each once")

@@ -37,13 +37,15 @@ def get_args_parser():
 
 def withdrawn_after(folder, args, runtime):
     """{steps, as text: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0.
-    They go to robustness.json in the folder; what is there of the same T and settings is not measured again."""
+    They go to robustness.json in the folder, beside what is there of the same T and settings; if that has all steps,
+    nothing is measured again."""
     content, partition, modules, _ = load_parts(folder)
     file = os.path.join(folder, "robustness.json")
     identity = {"target": content["checksum"], "lr": args.lr, "seed": args.seed}
     before = load_json(file) if os.path.exists(file) else {}
-    if before.items() >= identity.items() and before["steps"].keys() == set(map(str, args.steps)):
-        return before["steps"]
+    kept = before["steps"] if before.items() >= identity.items() else {}
+    if kept.keys() >= (wanted := {str(step) for step in args.steps}):
+        return {step: figures for step, figures in kept.items() if step in wanted}
     if "difference" not in modules:
         raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)
@@ -61,7 +63,8 @@ def withdrawn_after(folder, args, runtime):
                 parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
             counts = measure(parts, evaluation_batches(test), partition, runtime.device)
             found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
-    save_json(file, {**runtime.describe(), **identity, "steps": found})
+    steps = {**kept, **found}
+    save_json(file, {**runtime.describe(), **identity, "steps": {step: steps[step] for step in sorted(steps, key=int)}})
     return found
 
 

@@ -50,6 +50,14 @@ def load_runs(paths):
     return runs
 
 
+def of_common_draws(variants):
+    """{name: metrics files <...>/seed<k>/<file>} over the draws that all names have: means over others would tell of
+    the draws."""
+    draws = {name: {path.split(os.sep)[-2]: path for path in paths} for name, paths in variants.items()}
+    common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
+    return {name: [of_name[draw] for draw in common] for name, of_name in draws.items()}
+
+
 def paper_rows(name):
     """The rows of the paper's Table 1 for a data set."""
     return {f"paper: {network}": {column: f"{values[column]:.2f}" if column in values else "-"

@@ -4,7 +4,7 @@ saw the deposit classes: mean and standard deviation over runs (a metrics.json e
 import os
 import re
 
-from analysis.table1 import load_runs
+from analysis.table1 import load_runs, of_common_draws
 from utils.cli import make_parser, path, run
 from utils.errors import UserError
 from utils.tables import markdown, print_table, summary
@@ -57,7 +57,8 @@ def load_students(paths):
 
 
 def table3_rows(paths):
-    """{student and accuracy: {teacher: summary}}; with one weight of L_at, the paper's rows of these students too."""
+    """{student and accuracy: {teacher: summary}}, over the draws that all teachers of a student have; with one weight
+    of L_at, the paper's rows of these students too."""
     cells = {}
     for path in sorted(paths):
         student, teacher = _place(path)
@@ -68,6 +69,7 @@ def table3_rows(paths):
     several = sum(teacher.startswith(TEACHERS[2]) for teacher in teachers) > 1
     rows = {}
     for student, of_student in cells.items():
+        of_student = of_common_draws(of_student)
         runs = {teacher: load_students(of_student.get(teacher, [])) for teacher in teachers}
         for key, accuracy in ACCURACIES.items():
             rows[f"{student}: {accuracy}"] = {

@@ -84,8 +84,11 @@ def main(args):
     if args.original is not None:
         paths["original"] = args.original
     original, _ = read(paths["original"], "original")
-    for name in ("target", "recover"):
-        require_original(read(paths[name], name)[0], paths[name], original, paths["original"])
+    target, recover = (read(paths[name], name)[0] for name in ("target", "recover"))
+    for name, content in (("target", target), ("recover", recover)):
+        require_original(content, paths[name], original, paths["original"])
+    if recover["target"] != target["checksum"]:
+        raise UserError(f"{paths['recover']} was not withdrawn from {paths['target']}: run withdraw.py of that deposit")
     networks = {name: load_network(file) for name, file in paths.items()}
     partition = networks["recover"][1]
     for name, (_, other) in networks.items():

@@ -114,7 +114,7 @@ class Partition:
         return {"format": FORMAT, **dataclasses.asdict(self), "hash": self.hash}
 
     @classmethod
-    def from_dict(cls, content, where, advice="remove it, then run partition_data.py again"):
+    def from_dict(cls, content, where, advice="name a manifest of partition_data.py, or make this one anew"):
         """Check and rebuild; raises UserError, which names `where` and ends with the advice, when the manifest makes no
         sense."""
         try:

@@ -27,12 +27,17 @@ def read(path, kind):
     return content, partition
 
 
-def network_of(content, partition, path):
-    """The whole network (stem .. head) of a checkpoint that holds one, in eval mode. Raises UserError for a recover
-    network of two branches."""
+def refuse_two_branches(content, path):
+    """Raise UserError when a checkpoint's network is a recover network of two branches."""
     if content.get("merge", "difference") != "difference":
         raise UserError(f"{path} is a network of two branches: withdraw again with --merge difference, which gives a "
                         f"plain one")
+
+
+def network_of(content, partition, path):
+    """The whole network (stem .. head) of a checkpoint that holds one, in eval mode. Raises UserError for a recover
+    network of two branches."""
+    refuse_two_branches(content, path)
     network = build_network(content["arch"], len(content["classes"]), partition.image_size)
     load_into(network, content["tensors"], path)
     return network.eval()

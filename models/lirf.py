@@ -74,7 +74,8 @@ TERMS = {
 class LIRF(torch.nn.Module):
     """T0 (frozen), lower_T and T_r, which start from its lower part, and the upper part that all share.
 
-    original: T0, nn.Sequential of models.architectures; partition: its Partition; args: of train_deposit.py.
+    original: T0, nn.Sequential of models.architectures, which is frozen in place and whose parts are shared, not
+    copied; partition: its Partition; args: of train_deposit.py.
     """
 
     def __init__(self, original, partition, args):

@@ -26,7 +26,7 @@ def cutmix(x, generator):
 
 
 def moved_to_preserved(lirf, images, runtime):
-    """An ImageSet of up to COUNT images of the ImageSet `images` of D_r, moved until T0 names a preserved class.
+    """An ImageSet of up to COUNT images of the ImageSet `images` of D_r, moved towards preserved classes.
 
     STEPS steps of Adam on the pixels, for CE(z_0, a preserved class drawn at random) and for batch norm's statistics,
     which the images of a batch are to have as T0's training images had them (DeepInversion, Yin et al., CVPR 2020).

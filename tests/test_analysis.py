@@ -11,6 +11,8 @@ from conftest import MEASURE, TINY, fail, rewrite, run_shell, succeed
 from PIL import Image
 
 from analysis import tsne
+from analysis.ablation import by_variant
+from analysis.table3 import table3_rows
 from analysis.train_student import attention_pairs, require_attention_pairs, with_layers
 from datasets import read_partition
 from datasets.partition import save_partition
@@ -37,6 +39,19 @@ def test_features_are_what_the_last_layer_reads_and_are_told_by_their_neighbours
             assert torch.allclose(recover.upper[-1].fc(part), recover.upper(lower(x)), atol=1e-6)
 
 
+def test_means_are_over_the_draws_that_all_have(tmp_path):
+    def write(name, dep):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"student": {"pre_acc": 80.0, "dep_acc": dep}}))
+
+    for name, dep in (("original/seed0", 70.0), ("original/seed1", 90.0), ("retrained/seed1", 85.0)):
+        write(f"cnn_logits/{name}", dep)
+    row = table3_rows([str(path) for path in tmp_path.rglob("metrics.json")])["CNN, logits: Dep Acc"]
+    assert (row["T0"]["mean"], row["R"]["mean"]) == (90, 85)
+    assert by_variant(["paper/seed0/m", "paper/seed10/m", "ours/seed10/m", "ours/seed2/m"]) == {
+        "paper": ["paper/seed10/m"], "ours": ["ours/seed10/m"]}
+
+
 def test_the_tsne_figure_and_its_measure(chain, tmp_path):
     save, data = chain
     for name in ("original.pt", "target.pt", "recover.pt"):
@@ -56,6 +71,8 @@ def test_the_tsne_figure_and_its_measure(chain, tmp_path):
         patch.setattr(torch, "randperm", lambda n, generator: torch.arange(n).flip(0))  # the last classes alone
         assert "deposit classes alone" in fail("analysis/tsne.py", *flags, "--images", "10", "--neighbours", "3",
                                                unchanged=tmp_path)
+    rewrite(tmp_path / "recover.pt", lambda content: content.update(target="0" * 64))
+    assert "was not withdrawn from" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
     rewrite(tmp_path / "original.pt", lambda content: content["settings"].update(seed=9))
     assert "made from another original" in fail("analysis/tsne.py", *flags, unchanged=tmp_path)
     (tmp_path / "target.pt").unlink()

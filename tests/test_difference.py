@@ -8,13 +8,16 @@ import pytest
 import torch
 from conftest import MEASURE, deposit_flags, fail, rewrite, succeed
 
-from datasets import evaluation_batches, load_images
+from analysis import recovery
+from datasets import evaluation_batches, first_images, load_images
+from models.architectures import split_network
 from models.bank import open_original
 from models.checkpoints import load_network
 from models.difference import BITS, between, decode, encode, pack, quantise, shifted, unpack
 from models.losses import MASKED
 from utils.checkpoint import load_checkpoint
 from utils.metrics import count_correct
+from utils.runtime import Runtime
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -36,6 +39,46 @@ def lower_parts(seed=0):
     for state in states:
         state["bn.running_var"] = state["bn.running_var"].square() + 0.1
     return [{**state, "bn.num_batches_tracked": torch.tensor(7 + i)} for i, state in enumerate(states)]
+
+
+def test_a_sparse_or_low_rank_difference_holds_its_share():
+    original, target = lower_parts()
+    whole = between(original, target)
+    for form in (recovery.sparse, recovery.low_rank):
+        sizes, misses = [], []
+        for share in (0.1, 0.5, 0.99):
+            size, found = form(original, target, share)
+            sizes.append(size)
+            misses.append((found["conv.weight"] - whole["conv.weight"]).norm() / whole["conv.weight"].norm())
+            assert found["bn.weight"].sub(whole["bn.weight"]).abs().max() < 1e-3  # in 16 bits, whatever the share
+            if form is recovery.sparse:
+                entries, kept = (torch.cat([part[name].flatten() for name in ("conv.weight", "fc.weight")])
+                                 for part in (whole, found))
+                assert (kept != 0).sum() == pytest.approx(share * len(entries), abs=3)  # a few are rounded to 0
+                largest = entries.abs().topk(10).indices
+                assert (kept[largest] - entries[largest]).abs().max() < 0.05 * entries.abs().max()
+            else:
+                rank = torch.linalg.matrix_rank(found["conv.weight"].flatten(1), rtol=1e-3)
+                assert rank == max(1, round(share * 5))
+        assert sizes == sorted(sizes) and misses == sorted(misses, reverse=True)
+        assert misses[0] > 0.4 > 0.01 > misses[-1]
+
+
+def test_to_finetune_on_kept_images_moves_weights_and_no_statistics(chain):
+    partition = load_network(str(chain[0] / "target.pt"))[1]
+    lower, upper = split_network(load_network(str(chain[0] / "target.pt"))[0].requires_grad_(False), 2)
+    kept = first_images(load_images(partition, str(chain[1]), "train", partition.deposit_classes), 5, 0)
+    preserved, runtime = torch.tensor(partition.preserved_classes), Runtime("cpu", "fp32")
+    student = recovery.finetuned(lower, upper, kept, preserved, runtime)
+    before, after = lower.state_dict(), student.state_dict()
+    changed = {name for name, tensor in after.items() if not tensor.equal(before[name])}
+    assert changed and not any("running" in name or "batches" in name for name in changed)
+    x, y = next(iter(evaluation_batches(kept)))
+    ce = [torch.nn.functional.cross_entropy(upper(part(x)), y) for part in (lower, student)]
+    assert ce[1] < ce[0]
+    flat = kept[torch.arange(1)]
+    flat.images = torch.zeros_like(flat.images)
+    assert 0 < recovery.png_bytes(flat) < 200 < recovery.png_bytes(kept) / len(kept)  # noise does not compress
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 from unittest import mock
 
@@ -145,6 +146,10 @@ def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp
     succeed("analysis/forget.py", *forget_flags(chain, tmp_path / "cut", *flags))
     states = [load_network(str(tmp_path / name / "target.pt"))[0].state_dict() for name in ("whole", "cut")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    figures = (tmp_path / "whole" / "metrics.json").read_bytes()
+    (tmp_path / "whole" / "metrics.json").unlink()  # figures that were lost are made again
+    succeed("analysis/forget.py", *forget_flags(chain, tmp_path / "whole", *flags))
+    assert (tmp_path / "whole" / "metrics.json").read_bytes() == figures
     with mock.patch.object(forget, "CHECK_EVERY", 1):
         succeed("analysis/forget.py", "--method", "neg_grad", *forget_flags(
             chain, tmp_path / "ng", "--epochs", "19", "--lr", "0.1"))
@@ -178,6 +183,8 @@ def test_synthetic_images_are_of_d_mixed_and_moved_to_preserved_classes(chain, m
         return z.softmax(1)[:, partition.preserved_classes].sum(1).mean()
 
     assert mass(moved) > mass(d_r)
+    monkeypatch.setattr(synthesis, "LAMBDA_BN", 0)
+    assert not torch.equal(moved.images, synthesis.moved_to_preserved(lirf, d_r, runtime).images)
     x = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 16, 16)
     mixed = synthesis.cutmix(x, torch.Generator().manual_seed(0))
     for i, image in enumerate(mixed):  # one box of the image before
@@ -208,6 +215,12 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
     succeed("analysis/robustness.py", "--runs", tmp_path / "deep", "--data_dir", chain[1], "--steps", 0, 2, "--out",
             tmp_path / "robustness.md")
     steps = json.loads((tmp_path / "deep" / "robustness.json").read_text())["steps"]
+    for more in ([0], [2, 1], [1]):  # what was measured before is kept
+        succeed("analysis/robustness.py", "--runs", tmp_path / "deep", "--data_dir", chain[1], "--steps", *more,
+                "--out", tmp_path / "robustness.md")
+        assert f"T~, difference, {more[-1]} steps" in (tmp_path / "robustness.md").read_text()
+    after = json.loads((tmp_path / "deep" / "robustness.json").read_text())["steps"]
+    assert list(after) == ["0", "1", "2"] and all(after[step] == figures for step, figures in steps.items())
     assert steps["0"]["difference"]["avg_acc"] == pytest.approx(metrics["original"]["avg_acc"])
     assert steps["0"]["concat"]["dep_acc"] == pytest.approx(metrics["recover"]["concat"]["dep_acc"])
 
@@ -262,6 +275,9 @@ def test_a_trial_is_chosen_on_held_out_images(tmp_path):
     succeed("analysis/methods.py", "--choose", folders[3], "--rule", "probe")  # which no trial fits
     assert (tmp_path / "choice.txt").read_text() == "d\n"
     assert "9_methods" in fail("analysis/methods.py", "--choose", tmp_path)
+    shutil.copytree(tmp_path / "d", tmp_path / "other" / "b")  # which would stand in for the b of this folder
+    assert "do not lie in one folder" in fail("analysis/methods.py", "--choose", *folders, tmp_path / "other" / "b",
+                                              unchanged=tmp_path)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "target_residual_0.json").write_text(json.dumps({**record, "measures": {}}))
     assert "lacks answers or probe" in fail("analysis/methods.py", "--choose", tmp_path / "e")

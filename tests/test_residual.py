@@ -16,7 +16,7 @@ from fixtures import make_folder
 from analysis import measures, methods, residual
 from datasets import read_partition
 from datasets.partition import save_partition
-from models.architectures import build_network
+from models.architectures import build_network, take_rows
 from models.checkpoints import load_network
 from models.difference import decode, encode, shifted
 
@@ -354,6 +354,122 @@ def test_steps_of_relearning_at_a_rate_that_is_not_rs_are_measured_again(tmp_pat
     assert residual.measured(known, [], str(tmp_path / "kept.json"), identity)["measures"] == {}
     known.relearn_rate = 0.1
     assert residual.measured(known, [], str(tmp_path / "kept.json"), identity)["measures"]["relearn"]["steps"] == 5
+
+
+def test_a_call_that_does_not_ask_for_relearning_keeps_its_steps(networks, tmp_path):
+    root = shutil.copytree(networks, tmp_path / "root")
+    target = root / "lirf/seed0/target.pt"
+    (record,), _ = examine(root, target, wanted=["answers"], retrained=["retrained_0"])
+    for file, rate in ((next(target.parent.glob("target_residual_*.json")), 0.1),
+                       (next((root / "retrained_0").glob("*_residual_*.json")), 0.01)):
+        content = json.loads(file.read_text())
+        content["measures"]["relearn"] = {"steps": 5, "deviation": 0, "censored": 0, "lr": rate}
+        file.write_text(json.dumps(content))
+    (again,), text = examine(root, target, wanted=["answers"], retrained=["retrained_0"])
+    kept = {"steps": 5, "deviation": 0, "censored": 0, "lr": 0.1}
+    assert again["measures"] == {**record["measures"], "relearn": kept}
+    assert "Anamnesis index" not in text  # of steps at two rates
+
+
+def test_measures_beside_another_original_are_not_lost(networks, tmp_path):
+    root = shutil.copytree(networks, tmp_path / "root")
+    target, mine, r = root / "lirf/seed0/target.pt", root / "mine.pth", root / "retrained_0/retrained.pt"
+    torch.save(load_network(str(target))[0].state_dict(), mine)
+    examine(root, mine, wanted=["answers"], retrained=["retrained_0"])
+    succeed("train_scratch.py", "--save_path", root / "other", "--arch", "resnet8", "--data_dir", root / "images",
+            "--partition", root / "partition.json", *TINY, "--seed", "3")
+    flags = ["--original", root / "other/original.pt", "--data_dir", root / "images", "--measures", "answers",
+             "--device", "cpu", "--networks"]
+    for more in ([mine, "--partition", root / "partition.json"], [root / "other/original.pt", "--retrained", r]):
+        before = {file: file.read_bytes() for file in root.rglob("*_residual_*.json")}
+        assert "beside another T0" in fail("analysis/residual.py", *flags, *more)
+        assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_a_recover_network_of_two_branches_is_told(networks, tmp_path):
+    for name in ("target.pt", "deposit.pt"):
+        shutil.copy(networks / "lirf/seed0" / name, tmp_path)
+    succeed("withdraw.py", "--save_path", tmp_path, "--data_dir", networks / "images", "--device", "cpu")
+    assert "--merge difference" in fail("analysis/residual.py", "--networks", tmp_path / "recover.pt", "--original",
+                                        networks / "original/original.pt", "--partition",
+                                        networks / "partition.json", "--data_dir", networks / "images")
+
+
+def test_the_attackers_rate_is_chosen_before_a_test_image_is_seen(networks, sets, monkeypatch):
+    for name, value in (("RATES", (1e-2, 1e-3)), ("DRAWS", 2), ("CAP", 5), ("SHOT_STEPS", (1,))):
+        monkeypatch.setattr(residual, name, value)
+    partition, images = sets
+    t0, r = (load_network(str(networks / name))[0] for name in ("original/original.pt", "retrained_0/retrained.pt"))
+    runtime, seen, rates = residual.Runtime("cpu", "fp32"), [], []
+    original = residual.Known(t0, partition, images, None, runtime)
+    known = residual.Known(r, partition, images, None, runtime, original)
+    accuracy, tune = residual.Known.accuracy, residual.tune
+
+    def noted(self, split, network=None):
+        if network is not None:  # one that is being trained
+            seen.append(split)
+        return accuracy(self, split, network)
+
+    def tuned(network, train_images, steps, lr, *more):
+        seen.append(lr)
+        rates.append(lr)
+        return tune(network, train_images, steps, lr, *more)
+
+    monkeypatch.setattr(residual.Known, "accuracy", noted)
+    monkeypatch.setattr(residual, "tune", tuned)
+    for measure, split in (("k_shot_1", "test"), ("relearn", "test_deposit")):
+        seen.clear(), rates.clear()
+        rate = residual.MEASURES[measure].figures(known)["lr"]
+        assert rates == [*residual.RATES, rate, rate]  # each is tried, then the chosen one is measured
+        last_trial = seen.index(residual.RATES[-1])
+        before = seen[:seen.index(rate, last_trial + 1)]
+        assert split in seen and not {"test", "test_deposit"} & set(before)
+
+
+def test_to_arrive_at_the_last_step_is_not_to_give_up(networks, sets, monkeypatch):
+    monkeypatch.setattr(residual, "CAP", 10)
+    partition, images = sets
+    t0, r = (load_network(str(networks / name))[0] for name in ("original/original.pt", "retrained_0/retrained.pt"))
+    runtime = residual.Runtime("cpu", "fp32")
+    original = residual.Known(t0, partition, images, None, runtime)
+    with torch.no_grad():
+        r[-1].fc.bias[partition.deposit_classes] = -1e4
+    known = residual.Known(r, partition, images, None, runtime, original, relearn_rate=0.1)
+    monkeypatch.setattr(residual, "tune", lambda network, images, steps, *_: (
+        (step, t0 if step >= 10 else r) for step in range(steps + 1)))
+    assert residual.relearn(known) == {"steps": 10, "deviation": 0, "censored": 0, "lr": 0.1}
+
+
+def test_an_attack_opens_what_a_mask_closed(sets):
+    partition, images = sets
+    network = build_network("resnet8", 4, 16)
+    take_rows(network[-1].fc, partition.deposit_classes)
+    known = residual.Known(network, partition, images, None, residual.Runtime("cpu", "fp32"))
+    closed, opened = known.network[-1].fc, known.opened[-1].fc
+    deposited, preserved = partition.deposit_classes, partition.preserved_classes
+    assert (closed.bias[deposited] < -100).all()  # the network itself stays as it is
+    assert (opened.bias[deposited] == opened.bias[preserved].min()).all()
+    assert opened.bias[preserved].equal(closed.bias[preserved]) and opened.weight.equal(closed.weight)
+    x, y = images["deposit"].images[:4].float() / 255, images["deposit"].labels[:4]
+    torch.nn.functional.cross_entropy(known.opened.requires_grad_(True)(x), y).backward()
+    assert opened.weight.grad[deposited].abs().sum() > 1e-6
+
+
+def test_what_no_number_of_bits_gives_back_has_no_size(networks, sets, tmp_path):
+    partition, images = sets
+    t0, t = (load_network(str(networks / "original/original.pt"))[0] for _ in range(2))
+    with torch.no_grad():
+        for parameter in t.parameters():  # float32 itself does not hold T0's weights beside these
+            parameter += 1e9 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    runtime = residual.Runtime("cpu", "fp32")
+    original = residual.Known(t0, partition, images, None, runtime)
+    found = residual.recovery(residual.Known(t, partition, images, None, runtime, original))
+    assert found["bytes"] is found["bits"] is None and found["dep"] < original.accuracy("test")["dep"]
+    answers = {"answers": {"pre": 90.0, "dep": 1.0}}
+    record = {"measures": {**answers, "recovery": found}, "rho": {"probe": {"rho": 0.5}},
+              "settings": {"partition": "1"}, "reference": {"original": answers, "retrained": []}}
+    assert methods.rows_of({"mine": [record]})[0]["mine"]["bytes"] is None
+    methods.plot({"mine": [record]}, {}, tmp_path / "m.png")
 
 
 def test_a_probe_of_few_images_a_class_holds_out_one_of_each():

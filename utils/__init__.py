@@ -1,1 +1,1 @@
-"""What the four stage scripts share: command line, checkpoints, metrics, the optimiser, runs."""
+"""What the stages and the analyses share: command line, files and checkpoints, metrics, tables, optimiser, runs."""

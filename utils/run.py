@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -72,7 +73,7 @@ class TrainingRun:
         if (self.next_epoch < self.epochs or self.epochs == 0) and distributed.rank == 0:
             self._open_logs()
         for epoch in range(self.next_epoch, self.epochs):
-            self._started = datetime.datetime.now()
+            self._started = time.monotonic()
             yield epoch
 
     def _open_logs(self):
@@ -100,7 +101,7 @@ class TrainingRun:
         """Log an epoch's figures and save the state. accuracies: gives further figures, where `is_measured`; its time
         is none of the epoch's seconds. Raises Diverged when a figure or weight is not finite, before the state of the
         last good epoch is overwritten."""
-        seconds = round((datetime.datetime.now() - self._started).total_seconds(), 2)
+        seconds = round(time.monotonic() - self._started, 2)
         if is_measured(epoch, self.epochs):
             figures = {**figures, **accuracies()}
         tensors = self._trained.state_dict()

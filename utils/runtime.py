@@ -70,7 +70,8 @@ class Runtime:
     def generator(self, *indices):
         """A generator on the device, seeded by the run's seed and by indices (the epoch, say).
 
-        An epoch's draws depend on nothing that came before it, so a resumed run repeats them.
+        An epoch's draws depend on nothing that came before it, so a run that is resumed on the same kind of device
+        repeats them.
         """
         seed = self.seed
         for index in indices:
