@@ -58,15 +58,15 @@ def by_variant(paths):
 
 
 def variant_rows(variants, figures=FIGURES):
-    """{value: {figure: summary}} of {value: metrics files}."""
+    """{value: {figure: summary}} of {value: metrics files}. Raises UserError where they have no draw in common."""
+    if not all(variants.values()):
+        raise UserError(f"{', '.join(variants)} have no draw in common: run them on the same seeds")
     return {value: {name: summary([figure(m) for m in load_runs(paths)]) for name, figure in figures.items()}
             for value, paths in variants.items()}
 
 
-def axis_rows(axis, paths):
-    """{value: {figure: summary}} along an axis, from the metrics files <value>/seed<k>/<file> of its runs and the
-    default's."""
-    variants = by_variant(paths)
+def axis_rows(axis, variants):
+    """{value: {figure: summary}} along an axis, of {value: metrics files <value>/seed<k>/<file>}, the default's too."""
     run = os.path.dirname(variants["default"][0])
     partition = load_json(os.path.join(run, "partition.json"))
     tenths = round(10 * len(partition["deposit_classes"]) / len(partition["class_names"]), 2)
@@ -74,7 +74,8 @@ def axis_rows(axis, paths):
     stands = {**settings, "tenths": tenths, "losses": "default"}[AXES[axis][1]]
     if stands is None:  # --images_per_class is not set
         stands = "all"
-    variants[f"{stands:g}" if isinstance(stands, (int, float)) else stands] = variants.pop("default")
+    default = f"{stands:g}" if isinstance(stands, (int, float)) else stands
+    variants = {default if value == "default" else value: paths for value, paths in variants.items()}
     return variant_rows({value: variants[value] for value in sorted(variants, key=_order)})
 
 
@@ -103,8 +104,8 @@ def plot(axis, rows, path):
 
 
 def found_axes(folder, split):
-    """{axis: metrics files of its finished runs and the default's} of the axes that were run, each over the draws that
-    the default and all its values have. Raises UserError when there is none."""
+    """{axis: {value: metrics files of finished runs}}, the default's too, of the axes that were run, each over the
+    draws that the default and all its values have. Raises UserError when there is none."""
     name, axes = metrics_path("", split), {}
     for axis in AXES:
         paths = [path for value in ("default", os.path.join(axis, "*"))
@@ -112,7 +113,7 @@ def found_axes(folder, split):
                  if "recover" in load_json(path)]  # else withdraw.py is still to come
         variants = by_variant(paths)
         if len(variants) > 1 and variants.get("default"):
-            axes[axis] = [path for of_value in variants.values() for path in of_value]
+            axes[axis] = variants
     if not axes:
         raise UserError(f"{folder} holds no draw with a finished run of the default and of every value of an axis: run "
                         f"scripts/5_ablation.sh")
@@ -121,7 +122,7 @@ def found_axes(folder, split):
 
 def overview(folder, split):
     """{axis: {value: row}} of all axes that were run; see found_axes."""
-    return {axis: axis_rows(axis, paths) for axis, paths in found_axes(folder, split).items()}
+    return {axis: axis_rows(axis, variants) for axis, variants in found_axes(folder, split).items()}
 
 
 def named(rows_of_axes):

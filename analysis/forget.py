@@ -13,7 +13,7 @@ from datasets import batches, evaluation_batches, first_images, load_images, par
 from datasets.batches import steps_per_epoch
 from models import losses
 from models.architectures import before_last_layer, build_network, take_rows
-from models.checkpoints import describe, network_of, read
+from models.checkpoints import describe, load_network, network_of, read
 from utils.checkpoint import save_checkpoint
 from utils.cli import add_optimiser_args, add_running_args, bounded, make_parser, path, run
 from utils.errors import UserError
@@ -220,7 +220,8 @@ def main(args):
     settings = settings_of(args, partition=partition.hash, precision=runtime.precision, original=content["checksum"])
     split = partition.logged_split
     metrics = metrics_path(args.save_path, split)
-    if already_done(out, "target", "forget", settings, beside=[metrics]) is not None:
+    done = already_done(out, "target", "forget", settings) is not None
+    if done and os.path.exists(metrics):
         return
     training = TrainingRun(args.save_path, "forget", settings, runtime, args.epochs)
     images = load_images(partition, args.data_dir, "train", partition.deposit_classes).to(runtime.device)
@@ -231,12 +232,17 @@ def main(args):
         counts = count_correct(net.target, evaluation_batches(shown), partition.num_classes)
         return {**table1(counts, partition, content["counts"][split]), "counts": counts}
 
-    train(net, images, lambda: logged_target(figures(), split), runtime, training, args)
-    if method.edit:
-        with torch.no_grad():
-            method.edit(net.target[-1].fc, net.deposited)
+    if done:  # and its figures were lost
+        net.target = runtime.place(load_network(out)[0])
+    else:
+        train(net, images, lambda: logged_target(figures(), split), runtime, training, args)
+        if method.edit:
+            with torch.no_grad():
+                method.edit(net.target[-1].fc, net.deposited)
     record_network(args.save_path, partition, "original", content["counts"])
     write_metrics(metrics, partition, target=figures())
+    if done:
+        return
     # No difference lies beside it, so as a bank's network this one is refused.
     save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
                     **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],

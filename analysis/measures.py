@@ -92,9 +92,8 @@ def membership(z, y, z_test, y_test, deposited):
     """AUC and TPR (%) at 1 % FPR of telling D_r (members) from unseen images of the same classes, from logits (n, C).
 
     Scores: cross-entropy at the true label and the largest log-probability in D_r; logistic regression over ten
-    stratified splits; as many of each class on either side. R gives about 0.5, less by half a point or so, as each
-    split's mean leans away from what it leaves out. An attack on the population, so a lower bound (Hayes et al., SaTML
-    2025). No augmentation on either side.
+    stratified splits; as many of each class on either side. R gives about 0.5. An attack on the population, so a lower
+    bound (Hayes et al., SaTML 2025). No augmentation on either side.
     Raises UserError for fewer than two test images.
     """
     scores = []

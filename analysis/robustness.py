@@ -37,15 +37,16 @@ def get_args_parser():
 
 def withdrawn_after(folder, args, runtime):
     """{steps, as text: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0.
-    They go to robustness.json in the folder, beside what is there of the same T and settings; if that has all steps,
-    nothing is measured again."""
+    They go to robustness.json in the folder. A step that is there, of the same T and settings, is not measured
+    again."""
     content, partition, modules, _ = load_parts(folder)
     file = os.path.join(folder, "robustness.json")
     identity = {"target": content["checksum"], "lr": args.lr, "seed": args.seed}
     before = load_json(file) if os.path.exists(file) else {}
     kept = before["steps"] if before.items() >= identity.items() else {}
-    if kept.keys() >= (wanted := {str(step) for step in args.steps}):
-        return {step: figures for step, figures in kept.items() if step in wanted}
+    missing = [step for step in args.steps if str(step) not in kept]
+    if not missing:
+        return {step: figures for step, figures in kept.items() if int(step) in args.steps}
     if "difference" not in modules:
         raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)
@@ -54,8 +55,8 @@ def withdrawn_after(folder, args, runtime):
     differences = [between(modules[whole].state_dict(), modules[of_t].state_dict())
                    for whole, of_t in (("difference", "target"), ("upper", "target_upper"))]
     target, found = join_network(modules["target"], modules["target_upper"]), {}
-    for step, student in tune(target, preserved, max(args.steps), args.lr, runtime, 0, 128, bn_updated=True):
-        if step in args.steps:
+    for step, student in tune(target, preserved, max(missing), args.lr, runtime, 0, 128, bn_updated=True):
+        if step in missing:
             parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
             parts["target"], parts["target_upper"] = split_network(student, len(modules["target"]) - 1)
             for name, of_t, difference in zip(("difference", "upper"), ("target", "target_upper"), differences):
@@ -63,16 +64,18 @@ def withdrawn_after(folder, args, runtime):
                 parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
             counts = measure(parts, evaluation_batches(test), partition, runtime.device)
             found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
-    steps = {**kept, **found}
-    save_json(file, {**runtime.describe(), **identity, "steps": {step: steps[step] for step in sorted(steps, key=int)}})
-    return found
+    steps = dict(sorted({**kept, **found}.items(), key=lambda item: int(item[0])))
+    save_json(file, {**runtime.describe(), **identity, "steps": steps})
+    return {step: figures for step, figures in steps.items() if int(step) in args.steps}
 
 
 def average_rows(runs):
-    """{T or rule: {steps: summary of Avg Acc}} of the contents of robustness.json files; T's Dep Acc in front."""
+    """{T or rule: {steps: summary of Avg Acc}} of the contents of robustness.json files, at the steps that all have;
+    T's Dep Acc in front."""
     rows = {"T: Dep Acc": ("target", "dep_acc"), **{label: (rule, "avg_acc") for rule, label in LABELS.items()}}
-    return {label: {f"{step} steps": summary([run["steps"][step][rule][key] for run in runs])
-                    for step in runs[0]["steps"]} for label, (rule, key) in rows.items()}
+    common = [step for step in runs[0]["steps"] if all(step in run["steps"] for run in runs)]
+    return {label: {f"{step} steps": summary([run["steps"][step][rule][key] for run in runs]) for step in common}
+            for label, (rule, key) in rows.items()}
 
 
 def main(args):

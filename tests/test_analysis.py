@@ -11,7 +11,7 @@ from conftest import MEASURE, TINY, fail, rewrite, run_shell, succeed
 from PIL import Image
 
 from analysis import tsne
-from analysis.ablation import by_variant
+from analysis.ablation import by_variant, variant_rows
 from analysis.table3 import table3_rows
 from analysis.train_student import attention_pairs, require_attention_pairs, with_layers
 from datasets import read_partition
@@ -48,6 +48,11 @@ def test_means_are_over_the_draws_that_all_have(tmp_path):
         write(f"cnn_logits/{name}", dep)
     row = table3_rows([str(path) for path in tmp_path.rglob("metrics.json")])["CNN, logits: Dep Acc"]
     assert (row["T0"]["mean"], row["R"]["mean"]) == (90, 85)
+    with pytest.raises(UserError, match="no draw in common"):
+        table3_rows([str(tmp_path / f"cnn_logits/{name}/metrics.json") for name in ("original/seed0",
+                                                                                  "retrained/seed1")])
+    with pytest.raises(UserError, match="no draw in common"):
+        variant_rows(by_variant(["paper/seed0/m", "ours/seed2/m"]))
     assert by_variant(["paper/seed0/m", "paper/seed10/m", "ours/seed10/m", "ours/seed2/m"]) == {
         "paper": ["paper/seed10/m"], "ours": ["ours/seed10/m"]}
 

@@ -427,17 +427,20 @@ def test_the_attackers_rate_is_chosen_before_a_test_image_is_seen(networks, sets
 
 
 def test_to_arrive_at_the_last_step_is_not_to_give_up(networks, sets, monkeypatch):
+    """R arrives there at the second rate alone, as far as test images ask; T0 has seen the held-out ones."""
     monkeypatch.setattr(residual, "CAP", 10)
+    monkeypatch.setattr(residual, "RATES", (0.1, 0.01))
     partition, images = sets
     t0, r = (load_network(str(networks / name))[0] for name in ("original/original.pt", "retrained_0/retrained.pt"))
     runtime = residual.Runtime("cpu", "fp32")
     original = residual.Known(t0, partition, images, None, runtime)
-    with torch.no_grad():
-        r[-1].fc.bias[partition.deposit_classes] = -1e4
-    known = residual.Known(r, partition, images, None, runtime, original, relearn_rate=0.1)
-    monkeypatch.setattr(residual, "tune", lambda network, images, steps, *_: (
-        (step, t0 if step >= 10 else r) for step in range(steps + 1)))
-    assert residual.relearn(known) == {"steps": 10, "deviation": 0, "censored": 0, "lr": 0.1}
+    monkeypatch.setattr(residual, "tune", lambda network, images, steps, lr, *_: (
+        (step, t0 if step >= 10 and lr == 0.01 else r) for step in range(steps + 1)))
+    monkeypatch.setattr(residual.Known, "accuracy", lambda self, split, network=None: {
+        "dep": 0.0 if network is r else 100.0 if (network, split) == (None, "held_out_deposit") else 60.0})
+    for rate in (None, 0.01):
+        known = residual.Known(r, partition, images, None, runtime, original, relearn_rate=rate)
+        assert residual.relearn(known) == {"steps": 10, "deviation": 0, "censored": 0, "lr": 0.01}
 
 
 def test_an_attack_opens_what_a_mask_closed(sets):
