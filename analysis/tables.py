@@ -275,8 +275,7 @@ TABLES = {
                    f"attacks/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table(CIFAR10, published("resnet20", "5_ablation.sh 0 1 2",
-                                         'AXES="losses split temperature classes images epochs lambda_at" ')
-                      + " (epochs 10 not run)",
+                                         'AXES="losses split temperature classes images epochs lambda_at" '),
                       "ablation/**/metrics.json", ablation("test"), "axis: value"),
     "settings": Table("CIFAR-10, held-out images of an own ResNet-20, draw of seed 10",
                       'EPOCHS=45 ORIGINAL_FLAGS="--warmup_epochs 1 --seed 10" VAL_FRACTION=0.1 AXES=... '
