@@ -1,6 +1,7 @@
 """The ablations of scripts/5_ablation.sh: for each axis a table and a line plot, one overview over all axes; mean and
 standard deviation over draws of the deposit classes."""
 
+import contextlib
 import glob
 import os
 
@@ -50,7 +51,7 @@ def get_args_parser():
 
 
 def by_variant(paths):
-    """{value: its metrics files} of metrics files <value>/seed<k>/<file>, over the draws that all values have."""
+    """{value: its metrics files} of metrics files <value>/seed<k>/<file>, as of_common_draws gives them."""
     variants = {}
     for path in paths:
         variants.setdefault(path.split(os.sep)[-3], []).append(path)
@@ -58,9 +59,7 @@ def by_variant(paths):
 
 
 def variant_rows(variants, figures=FIGURES):
-    """{value: {figure: summary}} of {value: metrics files}. Raises UserError where they have no draw in common."""
-    if not all(variants.values()):
-        raise UserError(f"{', '.join(variants)} have no draw in common: run them on the same seeds")
+    """{value: {figure: summary}} of {value: metrics files}."""
     return {value: {name: summary([figure(m) for m in load_runs(paths)]) for name, figure in figures.items()}
             for value, paths in variants.items()}
 
@@ -111,9 +110,10 @@ def found_axes(folder, split):
         paths = [path for value in ("default", os.path.join(axis, "*"))
                  for path in sorted(glob.glob(os.path.join(glob.escape(folder), value, "seed*", name)))
                  if "recover" in load_json(path)]  # else withdraw.py is still to come
-        variants = by_variant(paths)
-        if len(variants) > 1 and variants.get("default"):
-            axes[axis] = variants
+        with contextlib.suppress(UserError):  # no draw in common yet
+            variants = by_variant(paths)
+            if len(variants) > 1 and "default" in variants:
+                axes[axis] = variants
     if not axes:
         raise UserError(f"{folder} holds no draw with a finished run of the default and of every value of an axis: run "
                         f"scripts/5_ablation.sh")

@@ -232,23 +232,21 @@ def main(args):
         counts = count_correct(net.target, evaluation_batches(shown), partition.num_classes)
         return {**table1(counts, partition, content["counts"][split]), "counts": counts}
 
-    if done:  # and its figures were lost
+    if done:  # and its figures are missing
         net.target = runtime.place(load_network(out)[0])
     else:
         train(net, images, lambda: logged_target(figures(), split), runtime, training, args)
         if method.edit:
             with torch.no_grad():
                 method.edit(net.target[-1].fc, net.deposited)
+        # No difference lies beside it, so as a bank's network this one is refused.
+        save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
+                        **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],
+                        original=content["checksum"], away={args.method: partition.deposit_classes})
+        print(f"wrote {out}")
     record_network(args.save_path, partition, "original", content["counts"])
     write_metrics(metrics, partition, target=figures())
-    if done:
-        return
-    # No difference lies beside it, so as a bank's network this one is refused.
-    save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
-                    **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],
-                    original=content["checksum"], away={args.method: partition.deposit_classes})
     training.finish()
-    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

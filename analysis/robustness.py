@@ -46,7 +46,7 @@ def withdrawn_after(folder, args, runtime):
     kept = before["steps"] if before.items() >= identity.items() else {}
     missing = [step for step in args.steps if str(step) not in kept]
     if not missing:
-        return {step: figures for step, figures in kept.items() if int(step) in args.steps}
+        return kept
     if "difference" not in modules:
         raise UserError(f"{folder} has no difference.pt: name folders of whole deposits")
     runtime.place(modules)
@@ -66,7 +66,7 @@ def withdrawn_after(folder, args, runtime):
             found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     steps = dict(sorted({**kept, **found}.items(), key=lambda item: int(item[0])))
     save_json(file, {**runtime.describe(), **identity, "steps": steps})
-    return {step: figures for step, figures in steps.items() if int(step) in args.steps}
+    return steps
 
 
 def average_rows(runs):
@@ -82,8 +82,8 @@ def main(args):
     runtime, rows = Runtime.of(args), {}
     runs = [withdrawn_after(folder, args, runtime) for folder in args.runs]
     for rule, label in LABELS.items():
-        for step in runs[0]:
-            rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[step][rule][key] for run in runs])
+        for step in sorted(set(args.steps)):
+            rows[f"{label}, {step} steps"] = {COLUMNS[key]: summary([run[str(step)][rule][key] for run in runs])
                                               for key in ("pre_acc", "dep_acc", "avg_acc")}
     print_table(markdown(rows, "withdrawal"), args.out)
 

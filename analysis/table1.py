@@ -52,9 +52,11 @@ def load_runs(paths):
 
 def of_common_draws(variants):
     """{name: metrics files <...>/seed<k>/<file>} over the draws that all names have: means over others would tell of
-    the draws."""
+    the draws. Raises UserError where there is none."""
     draws = {name: {path.split(os.sep)[-2]: path for path in paths} for name, paths in variants.items()}
     common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
+    if draws and not common:
+        raise UserError(f"{', '.join(draws)} have no draw in common: run them on the same seeds")
     return {name: [of_name[draw] for draw in common] for name, of_name in draws.items()}
 
 

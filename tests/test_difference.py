@@ -65,8 +65,8 @@ def test_a_sparse_or_low_rank_difference_holds_its_share():
 
 
 def test_to_finetune_on_kept_images_moves_weights_and_no_statistics(chain):
-    partition = load_network(str(chain[0] / "target.pt"))[1]
-    lower, upper = split_network(load_network(str(chain[0] / "target.pt"))[0].requires_grad_(False), 2)
+    target, partition = load_network(str(chain[0] / "target.pt"))
+    lower, upper = split_network(target.requires_grad_(False), 2)
     kept = first_images(load_images(partition, str(chain[1]), "train", partition.deposit_classes), 5, 0)
     preserved, runtime = torch.tensor(partition.preserved_classes), Runtime("cpu", "fp32")
     student = recovery.finetuned(lower, upper, kept, preserved, runtime)
