@@ -80,7 +80,7 @@ def get_args_parser():
         method.add_argument(f"--lambda_{name}", type=bounded(float, 0), default=term.weight,
                             help=f"weight of {term.help}")
     method.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0,
-                        help="T of the distillations L_kp and L_pt")
+                        help="tau of the distillations L_kp and L_pt")
     method.add_argument("--pt_classes", choices=["deposit", "all"], default="deposit",
                         help="columns of the logits that L_pt moves into T_r: the deposit classes' (paper), or all")
     # Labels of deposit classes keep T naming these classes, and the true one teaches what is to be forgotten.

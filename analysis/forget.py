@@ -239,13 +239,14 @@ def main(args):
         if method.edit:
             with torch.no_grad():
                 method.edit(net.target[-1].fc, net.deposited)
+    record_network(args.save_path, partition, "original", content["counts"])
+    write_metrics(metrics, partition, target=figures())
+    if not done:  # the checkpoint last: it says that the stage is complete
         # No difference lies beside it, so as a bank's network this one is refused.
         save_checkpoint(out, "target", net.target.state_dict(), settings=settings, split_at=len(net.target) - 2,
                         **describe(content["arch"], partition.classes("all"), partition), counts=content["counts"],
                         original=content["checksum"], away={args.method: partition.deposit_classes})
         print(f"wrote {out}")
-    record_network(args.save_path, partition, "original", content["counts"])
-    write_metrics(metrics, partition, target=figures())
     training.finish()
 
 

@@ -133,6 +133,16 @@ def measures_of(records):
             **{method: [run["measures"] for run in runs] for method, runs in records.items()}}
 
 
+def anamnesis(run):
+    """T's steps of relearning over the mean of R's, of a residual record. None without R, where R takes no step, and
+    where a network was not measured, gave up or learned at another rate."""
+    found = [network.get("relearn") for network in (run["measures"], *run["reference"]["retrained"])]
+    if any(one is None or one["censored"] for one in found) or len({one.get("lr") for one in found}) > 1:
+        return None
+    of_t, *of_r = (one["steps"] for one in found)
+    return of_t / statistics.fmean(of_r) if any(of_r) else None
+
+
 def rows_of(records):
     """({network: {figure: text or summary}}, {method: {measure: summary of rho}}) of {method: [residual record, a draw
     each]}: means over draws, Pre / Dep of a measure of both. A rho is "-" where that of a draw is not usable."""
@@ -153,13 +163,9 @@ def rows_of(records):
                              for key in ("bytes", "parameters", "seconds", "passes")}}
         rhos[method] = {measure: summary([usable(run["rho"].get(measure, {})) for run in runs])
                         for measure in runs[0]["rho"]}
-        relearned = [[of_network.get("relearn", {"censored": True}) for of_network in (
-            run["measures"], *run["reference"]["retrained"])] for run in runs]
-        steps = [[found["steps"] for found in of_run if not found["censored"]] for of_run in relearned]
-        at_one_rate = all(len({found.get("lr") for found in of_run}) == 1 for of_run in relearned)
-        if at_one_rate and all(len(of_run) == len(found) > 1 for of_run, found in zip(steps, relearned)):
-            rhos[method]["Anamnesis index"] = summary([of_t / statistics.fmean(of_r) if any(of_r) else None
-                                                       for of_t, *of_r in steps])
+        indices = [anamnesis(run) for run in runs]
+        if None not in indices:
+            rhos[method]["Anamnesis index"] = summary(indices)
     return values, rhos
 
 
@@ -195,7 +201,7 @@ def records_of(names):
     draws = [{run["settings"]["partition"] for run in runs} for runs in records.values()]
     common = set.intersection(*draws) if draws else set()
     measured_on = {grounds(run) for runs in records.values() for run in runs}
-    if sum(partition in common for _, partition, _ in measured_on) > len(common):
+    if any(sum(draw == other for _, other, _ in measured_on) > 1 for draw in common):
         raise UserError("a draw was measured on two splits, or beside two T0: measure all methods likewise")
     if not common:
         raise UserError("there is no draw with <method>/seed<k>/*_residual_*.json of every method that is there: run "

@@ -18,8 +18,8 @@ from utils.runtime import Runtime
 from utils.tables import COLUMNS, WITHDRAWALS, markdown, print_table, summary
 from withdraw import load_parts, measure
 
-
 LABELS = {"target": "T", **{rule: f"T~, {label}" for rule, label in WITHDRAWALS.items()}}
+PAIRS = {"difference": "target", "upper": "target_upper"}  # a part of T~, and T's, to which its difference is added
 
 
 def get_args_parser():
@@ -52,16 +52,16 @@ def withdrawn_after(folder, args, runtime):
     runtime.place(modules)
     preserved, test = (load_images(partition, args.data_dir, split, partition.classes(subset)).to(runtime.device)
                        for split, subset in (("train", "preservation"), ("test", "all")))
-    differences = [between(modules[whole].state_dict(), modules[of_t].state_dict())
-                   for whole, of_t in (("difference", "target"), ("upper", "target_upper"))]
+    differences = {whole: between(modules[whole].state_dict(), modules[of_t].state_dict())
+                   for whole, of_t in PAIRS.items()}
     target, found = join_network(modules["target"], modules["target_upper"]), {}
     for step, student in tune(target, preserved, max(missing), args.lr, runtime, 0, 128, bn_updated=True):
         if step in missing:
             parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
             parts["target"], parts["target_upper"] = split_network(student, len(modules["target"]) - 1)
-            for name, of_t, difference in zip(("difference", "upper"), ("target", "target_upper"), differences):
-                parts[name] = copy.deepcopy(parts[of_t])
-                parts[name].load_state_dict(shifted(parts[of_t].state_dict(), difference, 1))
+            for whole, of_t in PAIRS.items():
+                parts[whole] = copy.deepcopy(parts[of_t])
+                parts[whole].load_state_dict(shifted(parts[of_t].state_dict(), differences[whole], 1))
             counts = measure(parts, evaluation_batches(test), partition, runtime.device)
             found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
     steps = dict(sorted({**kept, **found}.items(), key=lambda item: int(item[0])))

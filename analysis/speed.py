@@ -64,7 +64,7 @@ class NoProgress:
 
 
 def ours(stage, args, runtime, root):
-    """steps -> None: steps of train_scratch.py or train_deposit.py as they are."""
+    """A function that takes --steps steps of train_scratch.py or train_deposit.py as they are."""
     partition = make_partition("folder", root, draw="first")
     module = {"original": train_scratch, "deposit": train_deposit}[stage]
     flags = module.get_args_parser().parse_args(
@@ -81,8 +81,8 @@ def ours(stage, args, runtime, root):
     images = load_images(partition, root, "train", partition.classes("all" if stage == "original" else "deposit"))
     images = images.to(runtime.device)
 
-    def steps(count):
-        part = images[torch.arange(count * args.batch_size, device=runtime.device) % len(images)]
+    def steps():
+        part = images[torch.arange(args.steps * args.batch_size, device=runtime.device) % len(images)]
         if stage == "original":
             train_scratch.train_one_epoch(network, optimizer, part, runtime, NoProgress, flags, 0)
         else:
@@ -92,21 +92,20 @@ def ours(stage, args, runtime, root):
 
 
 def reference(args, runtime, root):
-    """steps -> None: the original's training in a plain loop."""
+    """A function that takes --steps steps of the original's training in a plain loop."""
     data = torchvision.datasets.ImageFolder(os.path.join(root, "train"), transforms.Compose([
         transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
         transforms.Normalize((0.5,) * 3, (0.25,) * 3)]))
-    # sampled with replacement, so that a few files make as many batches as are wanted
-    images = args.batch_size * args.steps * (args.rounds + 1)
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=images)
-    loader = iter(DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers,
-                             pin_memory=runtime.device.type == "cuda"))
+    # sampled with replacement, so that a few files make a turn's batches, all of which are decoded within the turn
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=args.batch_size * args.steps)
+    loader = DataLoader(data, args.batch_size, sampler=sampler, num_workers=args.workers,
+                        persistent_workers=args.workers > 0, pin_memory=runtime.device.type == "cuda")
     network = build_network(args.arch, CLASSES, SIZE).to(runtime.device).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
 
-    def steps(count):
-        for _ in range(count):
-            x, y = (t.to(runtime.device) for t in next(loader))
+    def steps():
+        for x, y in loader:
+            x, y = x.to(runtime.device), y.to(runtime.device)
             loss = F.cross_entropy(network(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -133,7 +132,7 @@ def measure(args, runtime, root):
     seconds = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
         for name, steps in sides.items():
-            taken = seconds_of(lambda: steps(args.steps), runtime.device) / args.steps
+            taken = seconds_of(steps, runtime.device) / args.steps
             if turn:  # the first turn warms up
                 seconds[name].append(taken)
     rates = {name: args.batch_size / statistics.median(of_side) for name, of_side in seconds.items()}

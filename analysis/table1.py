@@ -35,7 +35,10 @@ def get_args_parser():
 
 
 def load_runs(paths):
-    """The contents of metrics files. Raises UserError when a figure in one is no number."""
+    """The contents of metrics files. Raises UserError when a figure in one is no number, or one is of the test set and
+    one of held-out images."""
+    if len({os.path.basename(path) == metrics_path("", "val") for path in paths}) > 1:
+        raise UserError("--metrics names figures of the test set and of held-out images: name those of one alone")
     runs = [load_json(path) for path in paths]
     for path, metrics in zip(paths, runs):
         try:
@@ -52,8 +55,11 @@ def load_runs(paths):
 
 def of_common_draws(variants):
     """{name: metrics files <...>/seed<k>/<file>} over the draws that all names have: means over others would tell of
-    the draws. Raises UserError where there is none."""
+    the draws. Raises UserError where there is none, or where two files of a name are of one draw."""
     draws = {name: {path.split(os.sep)[-2]: path for path in paths} for name, paths in variants.items()}
+    for name, paths in variants.items():
+        if len(draws[name]) < len(paths):
+            raise UserError(f"{name}: two of {', '.join(paths)} are of one draw: name one of each")
     common = sorted(set.intersection(*map(set, draws.values()))) if draws else []
     if draws and not common:
         raise UserError(f"{', '.join(draws)} have no draw in common: run them on the same seeds")
@@ -67,8 +73,6 @@ def paper_rows(name):
 
 
 def main(args):
-    if len({os.path.basename(path) == metrics_path("", "val") for path in args.metrics}) > 1:
-        raise UserError("--metrics names figures of the test set and of held-out images: name those of one alone")
     print_table(markdown({**table1_rows(load_runs(args.metrics)), **paper_rows(args.paper)}), args.out)
 
 

@@ -39,7 +39,7 @@ def get_args_parser():
                               "sum of L_at over the layers of one resolution (Zagoruyko and Komodakis, 2017)")
     student.add_argument("--alpha", type=bounded(float, 0, 1), default=0.9, help="share of KD in --distillation logits")
     student.add_argument("--beta", type=bounded(float, 0), default=1000.0, help="weight of --distillation attention")
-    student.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0, help="T of KD")
+    student.add_argument("--temperature", type=bounded(float, 0, above=True), default=4.0, help="tau of KD")
     add_schedule_args(add_optimiser_args(parser, epochs=30, lr=0.1))
     add_running_args(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Networks as a sequence of stages: stem, layer1 .. layerK, head, to be cut after any layer n."""
+"""Networks as a sequence of a stem, blocks 1 .. K, named layer1 .. layerK, and a head, to be cut after any block n."""
 
 from collections import OrderedDict
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 SMALL_IMAGE = 64
 
 
-def _stages(stem, layers, head):
+def _in_sequence(stem, layers, head):
     named = [("stem", stem), *((f"layer{i}", layer) for i, layer in enumerate(layers, 1)), ("head", head)]
     return nn.Sequential(OrderedDict(named))
 
@@ -37,7 +37,7 @@ def _torchvision_resnet(name):
             stem[0] = ("conv1", conv)
         else:
             stem.append(("maxpool", net.maxpool))
-        return _stages(nn.Sequential(OrderedDict(stem)), [net.layer1, net.layer2, net.layer3, net.layer4],
+        return _in_sequence(nn.Sequential(OrderedDict(stem)), [net.layer1, net.layer2, net.layer3, net.layer4],
                        _head(net.avgpool, net.fc))
 
     return build
@@ -57,7 +57,7 @@ class PaddedShortcut(nn.Module):
 
 
 def _cifar_resnet(depth):
-    """ResNet of depth 6n + 2 for 32x32 images: three layers of n blocks, 16, 32 and 64 channels
+    """ResNet of depth 6n + 2 for 32x32 images: three blocks of n residual units, 16, 32 and 64 channels
     (He et al., 2016, section 4.2)."""
 
     def build(num_classes, image_size):
@@ -69,7 +69,7 @@ def _cifar_resnet(depth):
             first = BasicBlock(channels, width, stride, shortcut)
             layers.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range(n - 1))))
             channels = width
-        net = _stages(stem, layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(64, num_classes)))
+        net = _in_sequence(stem, layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(64, num_classes)))
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -92,11 +92,11 @@ def _cnn(num_classes, image_size):
                       nn.ReLU(inplace=True)]
             channels = width
         layers.append(nn.Sequential(*parts))
-    return _stages(nn.Sequential(), layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)))
+    return _in_sequence(nn.Sequential(), layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)))
 
 
-# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head). This is the one place to add an
-# architecture. Its head is nn.Sequential(pool, flatten, fc).
+# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head). An architecture is added
+# here. Its head is nn.Sequential(pool, flatten, fc).
 ARCHITECTURES = {
     "cnn": _cnn,
     "resnet8": _cifar_resnet(8),

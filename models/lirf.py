@@ -126,7 +126,8 @@ class LIRF(torch.nn.Module):
         f_t, f_r = self.target(images), self.deposit(x)
         h_t = read(torch.cat([f_t, f_r]))
         z_t, z_r = fc(h_t).split([len(images), n])
-        return Outputs(f_0[:n], f_t[:n], f_r, h_0[:n], h_t[:n], z_0[:n], z_t[:n], z_r, h_0[n:], z_0[n:], z_t[n:])
+        return Outputs(f_0=f_0[:n], f_t=f_t[:n], f_r=f_r, h_0=h_0[:n], h_t=h_t[:n], z_0=z_0[:n], z_t=z_t[:n], z_r=z_r,
+                       h_s=h_0[n:], s_0=z_0[n:], s_t=z_t[n:])
 
     def random_labels(self, y, generator):
         """y_r of L_kr for the labels y (n,), drawn as --random_label says."""

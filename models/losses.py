@@ -16,9 +16,9 @@ def select(logits, classes):
 
 
 def distillation(student, teacher, temperature):
-    """KD(a, b) = T^2 KL(softmax(b/T) || softmax(a/T)), mean over the batch (Hinton et al., 2015).
+    """KD(a, b) = tau^2 KL(softmax(b/tau) || softmax(a/tau)), mean over the batch (Hinton et al., 2015).
 
-    student, teacher: logits (batch, k) over the same k classes; temperature: T > 0.
+    student, teacher: logits (batch, k) over the same k classes; temperature: tau > 0.
     The teacher's logits receive no gradient.
     """
     log_student = F.log_softmax(student.float() / temperature, dim=1)

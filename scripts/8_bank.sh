@@ -18,10 +18,23 @@ ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 
+case ${ROUNDS:=0} in *[!0-9]*)
+    echo "ROUNDS=$ROUNDS is no number of rounds: give one, as in ROUNDS=10" >&2
+    exit 1
+    ;;
+esac
 accepts analysis.bank ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
 draw_partition "$SAVE/original" 0
-classes=$(python -c "import json, sys; print(len(json.load(open(sys.argv[1]))['class_names']))" \
-    "$SAVE/original/partition.json")
+names=()
+while IFS= read -r name; do names+=("$name"); done < <(
+    python -c "import json, sys; print(*json.load(open(sys.argv[1]))['class_names'], sep='\n')" \
+        "$SAVE/original/partition.json")
+classes=${#names[@]}
+named() { # ids, as in 3,5: their classes' names, as a class may be named by another's id
+    local id listed=
+    for id in ${1//,/ }; do listed+=,${names[id]}; done
+    echo "${listed#,}"
+}
 if [ $((DEPOSITS * SIZE)) -gt "$classes" ]; then
     echo "DEPOSITS=$DEPOSITS SIZE=$SIZE are more than $classes classes: lower one" >&2
     exit 1
@@ -35,7 +48,7 @@ for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$cla
     folders=()
     for deposit in $drawn; do
         run=$SAVE/bank$seed/${deposit//,/_}
-        draw_partition "$run" "$seed" --deposit_classes "$deposit"
+        draw_partition "$run" "$seed" --deposit_classes "$(named "$deposit")"
         train_deposit "$run" "$SAVE/original" "$seed"
         withdraw "$run"
         folders+=("$run")
@@ -44,9 +57,9 @@ for i in range(deposits): print(*order[i * size:(i + 1) * size], sep=',')" "$cla
         --eval_split "$(measured_split)" --out "$SAVE/bank$seed" ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
 done
 last=$SAVE/original/original.pt
-for n in $(seq 1 "${ROUNDS:-0}"); do
+for n in $(seq 1 "$ROUNDS"); do
     run=$SAVE/rounds$1/$n
-    draw_partition "$run" "$1" --deposit_classes "$(((n - 1) % classes))"
+    draw_partition "$run" "$1" --deposit_classes "${names[(n - 1) % classes]}"
     train_deposit "$run" "$SAVE/original" "$1" --original "$last"
     withdraw "$run" --merge difference
     last=$run/recover.pt

@@ -32,6 +32,7 @@ case " $* " in
         exit 1
         ;;
 esac
+for n in $RETRAINED; do accepts train_scratch --seed "$n"; done
 accepts analysis.residual ${MEASURES:+--measures $MEASURES}
 
 trials_of() { # method: a line a trial, its name and its flags

@@ -12,6 +12,7 @@ from PIL import Image
 
 from analysis import tsne
 from analysis.ablation import by_variant, variant_rows
+from analysis.table1 import load_runs
 from analysis.table3 import table3_rows
 from analysis.train_student import attention_pairs, require_attention_pairs, with_layers
 from datasets import read_partition
@@ -51,6 +52,13 @@ def test_means_are_over_the_draws_that_all_have(tmp_path):
     with pytest.raises(UserError, match="no draw in common"):
         table3_rows([str(tmp_path / f"cnn_logits/{name}/metrics.json") for name in ("original/seed0",
                                                                                   "retrained/seed1")])
+    again = tmp_path / "elsewhere" / "cnn_logits" / "original" / "seed1" / "metrics.json"
+    write("elsewhere/cnn_logits/original/seed1", 60.0)
+    with pytest.raises(UserError, match="are of one draw"):
+        table3_rows([str(path) for path in tmp_path.rglob("cnn_*/original/seed1/metrics.json")])
+    held_out = again.rename(again.with_name("metrics_val.json"))
+    with pytest.raises(UserError, match="of held-out images"):
+        load_runs([str(tmp_path / "cnn_logits/original/seed1/metrics.json"), str(held_out)])
     with pytest.raises(UserError, match="no draw in common"):
         variant_rows(by_variant(["paper/seed0/m", "ours/seed2/m"]))
     assert by_variant(["paper/seed0/m", "paper/seed10/m", "ours/seed10/m", "ours/seed2/m"]) == {

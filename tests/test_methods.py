@@ -147,6 +147,10 @@ def test_a_stopped_method_goes_on_to_the_same_bits_and_neg_grad_stops(chain, tmp
     succeed("analysis/forget.py", *forget_flags(chain, tmp_path / "cut", *flags))
     states = [load_network(str(tmp_path / name / "target.pt"))[0].state_dict() for name in ("whole", "cut")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    with mock.patch.object(forget, "write_metrics", side_effect=UserError("killed while T is measured")):
+        fail("analysis/forget.py", *forget_flags(chain, tmp_path / "measuring", *flags))
+    succeed("analysis/forget.py", *forget_flags(chain, tmp_path / "measuring", *flags))
+    assert json.loads((tmp_path / "measuring" / "metrics.json").read_text()).keys() >= {"original", "target"}
     figures = (tmp_path / "whole" / "metrics.json").read_bytes()
     (tmp_path / "whole" / "metrics.json").unlink()  # figures that were lost are measured again, of the same T
     with mock.patch.object(forget, "train", side_effect=AssertionError("trained anew")):

@@ -189,6 +189,7 @@ def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     ("9_methods", [], {"DEPOSIT_FLAGS": "--split_at 2"}, "probed after the last block"),
     ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--last_layer cleared"}, "all forms need T0's"),
     ("3_table3_transferability", [], {"DEPOSIT_FLAGS": "--lambda_at 5"}, "LAMBDA_AT sets it"),
+    ("8_bank", [], {"ROUNDS": "two"}, "ROUNDS=two is no number"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
                                                                                message):
@@ -198,6 +199,7 @@ def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(t
 
 @pytest.mark.parametrize("script, variables", [
     ("3_table3_transferability", {"STUDENTS": "theirs"}), ("6_recovery_bytes", {"RATIOS": "0.5 2"}),
+    ("3_table3_transferability", {"LAMBDA_AT": "0 1OO"}), ("9_methods", {"RETRAINED": "0 b"}),
     ("8_bank", {"AWAY": "few"}), ("9_methods", {"MEASURES": "probe all"})])
 def test_a_value_that_a_later_program_refuses_is_refused_at_once(tmp_path, script, variables):
     (value,) = variables.values()
@@ -256,6 +258,17 @@ def test_a_bank_measures_its_states(images, tmp_path):
     assert (tmp_path / "bank0.md").is_file() and (tmp_path / "bank0.png").is_file()
     second = json.loads((tmp_path / "rounds0" / "2" / "metrics_val.json").read_text())
     assert second["recover"]["difference"]["counts"] == second["original"]["counts"]
+
+
+def test_a_bank_names_classes_that_are_named_by_the_numbers_of_others(tmp_path):
+    names, save = ["1", "10", "2", "20", "3"], tmp_path / "bank"
+    images = make_folder(tmp_path / "images", classes=names, train=2, test=1)
+    succeed("partition_data.py", "--dataset", "folder", "--data_dir", images, "--out", save / "original")
+    _, _, commands = run_shell("scripts/8_bank.sh", 0, DATASET="folder", DATA_DIR="none", SAVE=save, ROUNDS=2)
+    drawn = {os.path.relpath(words[words.index("--out") + 1], save): words[words.index("--deposit_classes") + 1]
+             for words in commands if "--deposit_classes" in words}
+    assert drawn == {**{f"bank0/{i}/partition.json": name for i, name in enumerate(names)},
+                     "rounds0/1/partition.json": "1", "rounds0/2/partition.json": "10"}
 
 
 def test_a_state_without_a_class_left_is_no_state():
