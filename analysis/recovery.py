@@ -216,6 +216,7 @@ def pruned_points(paths):
 def plot(rows, out):
     """Bytes against recovery, a line a family of forms."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.set_yscale("symlog", linthresh=1)  # before the points: their margins are of the scale at that time
     families = {}
     for form, row in rows.items():
         family = "images kept (trains)" if "images" in form else form.split(",")[0]
@@ -227,7 +228,6 @@ def plot(rows, out):
         axes.plot(x, y, marker=marker, label=family, linestyle="--" if "trains" in family else "-")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="kept beside T (KB, whole file)", ylabel="Avg Acc of T~ minus that of T0 (points)")
-    axes.set_yscale("symlog", linthresh=1)
     axes.legend(fontsize=8)
     figure.savefig(f"{out}.png", dpi=150)
     plt.close(figure)

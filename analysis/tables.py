@@ -242,7 +242,7 @@ TABLES = {
                                "*/seed*/deposit_log.jsonl"),
     "recovery_resnet20_split2": Table(CIFAR10, published("resnet20", "6_recovery_bytes.sh 0 1 2",
                                                          'SAVE=checkpoints/recovery_split2 '
-                                                         'DEPOSIT_FLAGS="--split_at 2" RATIOS="0.51 0 0.25 0.75" '),
+                                                         'DEPOSIT_FLAGS="--split_at 2" '),
                                       "recovery/resnet20_split2/recovery.json", recovery, "kept beside T",
                                       "*/seed*/deposit_log.jsonl"),
     "recovery_resnet56": Table(CIFAR10, published("resnet56", "6_recovery_bytes.sh 0 1 2", 'RATIOS="0.51" ')
