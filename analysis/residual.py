@@ -34,7 +34,7 @@ from utils.optim import take_step
 from utils.run import settings_of
 from utils.runtime import Runtime
 
-RATES, DRAWS = (1e-1, 1e-2, 1e-3), 5  # the attacker's learning rates, and draws of images or orders
+RATES, REPEATS = (1e-1, 1e-2, 1e-3), 5  # the attacker's learning rates, and how often each attack is made
 SHOT_STEPS, KEPT_STEPS, CAP = (10, 50), (200,), 2000  # of k_shot and preserved_only; those at which relearn gives up
 PER_CLASS = 1000  # training images for probes, prototypes, membership; at most those there are
 
@@ -98,14 +98,14 @@ class Known:
 # Attacks that train. Each starts from a copy.
 
 
-def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=False):
+def tune(network, images, steps, lr, runtime, repeat, batch_size=32, bn_updated=False):
     """Yield (step, network in eval mode) for steps 0 .. `steps` of training a copy on an ImageSet: all parameters, SGD
     with momentum 0.9, flip and crop, float32, batch norm frozen unless bn_updated."""
     student = copy.deepcopy(network).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(student.parameters(), lr, 0.9)
     yield 0, student
     data = (batch for n in itertools.count()
-            for batch in batches(images, batch_size, generator=runtime.generator(draw, n)))
+            for batch in batches(images, batch_size, generator=runtime.generator(repeat, n)))
     for step, (x, y) in zip(range(1, steps + 1), data):
         student.train(bn_updated)
         take_step(optimizer, F.cross_entropy(student(x), y), lr, 0)
@@ -113,19 +113,19 @@ def tune(network, images, steps, lr, runtime, draw, batch_size=32, bn_updated=Fa
 
 
 def relearned(known, images_of, steps):
-    """Dep and Pre after the last of `steps` of tuning on images_of(draw), mean over DRAWS, then those after the others
-    ("dep_10") and before the first ("dep_0").
+    """Dep and Pre after the last of `steps` of tuning on images_of(repeat), mean over REPEATS, then those after the
+    others ("dep_10") and before the first ("dep_0").
 
-    The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on held-out
-    images: a fixed one favours networks with larger weights. Where Dep stays 0 at all of them, Pre decides.
+    The attacker's rate is the best of RATES for this very network, by the harmonic mean of Dep and Pre on images
+    that are set aside: a fixed one favours networks with larger weights. Where Dep stays 0 at all of them, Pre decides.
     """
-    def at(rate, draw, split):
-        tuned = tune(known.opened, images_of(draw), steps[-1], rate, known.runtime, draw)
+    def at(rate, repeat, split):
+        tuned = tune(known.opened, images_of(repeat), steps[-1], rate, known.runtime, repeat)
         return {step: known.accuracy(split, student) for step, student in tuned if step in steps}
 
-    held_out = {rate: at(rate, 0, "held_out")[steps[-1]] for rate in RATES}
-    rate = max(RATES, key=lambda rate: (harmonic_mean(*held_out[rate].values()), held_out[rate]["pre"]))
-    found = [at(rate, draw, "test") for draw in range(DRAWS)]
+    set_aside = {rate: at(rate, 0, "set_aside")[steps[-1]] for rate in RATES}
+    rate = max(RATES, key=lambda rate: (harmonic_mean(*set_aside[rate].values()), set_aside[rate]["pre"]))
+    found = [at(rate, repeat, "test") for repeat in range(REPEATS)]
     return {**{name if step == steps[-1] else f"{name}_{step}": statistics.fmean(run[step][name] for run in found)
                for step in reversed(steps) for name in ("dep", "pre")},
             **{f"{name}_0": value for name, value in known.accuracy("test", known.opened).items()}, "lr": rate}
@@ -134,28 +134,28 @@ def relearned(known, images_of, steps):
 def k_shot(known, k):
     """Relearning from k images of each class. From images of D_r alone Dep would rise because all is answered
     "deposit"; batch norm in train mode would relearn by its statistics alone."""
-    return relearned(known, lambda draw: first_images(known.images["train"], k, draw), SHOT_STEPS)
+    return relearned(known, lambda repeat: first_images(known.images["train"], k, repeat), SHOT_STEPS)
 
 
 def preserved_only(known):
     """Fine-tuning on preserved images alone: what comes back was hidden, not removed (Siddiqui et al., 2505.22310)."""
-    return relearned(known, lambda draw: known.images["preserved"], KEPT_STEPS)
+    return relearned(known, lambda repeat: known.images["preserved"], KEPT_STEPS)
 
 
 def relearn(known):
     """Steps of training on all classes, batch norm updated, until Dep on test images, read every 5 steps, reaches
     90 % of T0's: mean and deviation over orders. CAP where it does not; `censored` counts those. One rate for all
-    networks: of RATES that at which R is fastest, by images that are held out and in an order of its own; without R,
+    networks: of RATES that at which R is fastest, by images that are set aside and in an order of its own; without R,
     the network's own fastest. Where none of RATES arrives, the first.
 
     Anamnesis index (Chundawat et al., TIFS 2023): steps of T over steps of R; 1 as R, below 1 residual knowledge. On a
     nearly solved data set it is a ratio of small numbers.
     """
-    level = 0.9 * known.original.accuracy("test_deposit")["dep"]  # T0 has seen the held-out images; R has not
+    level = 0.9 * known.original.accuracy("test_deposit")["dep"]  # T0 has seen the images set aside; R has not
 
-    def steps(rate, draw, cap, split):
+    def steps(rate, repeat, cap, split):
         """Those after which Dep on a split is at the level; None where `cap` of them do not suffice."""
-        for step, student in tune(known.opened, known.images["all"], cap, rate, known.runtime, draw, 128, True):
+        for step, student in tune(known.opened, known.images["all"], cap, rate, known.runtime, repeat, 128, True):
             if step % 5 == 0 and known.accuracy(split, student)["dep"] >= level:
                 return step
         return None
@@ -164,12 +164,12 @@ def relearn(known):
     if rate is None:
         rate = RATES[0]
         for candidate in RATES:  # a slower one need not be followed further than the best
-            found = steps(candidate, DRAWS, min(least, CAP), "held_out_deposit")
+            found = steps(candidate, REPEATS, min(least, CAP), "set_aside_deposit")
             if found is not None and found < least:
                 rate, least = candidate, found
-    reached = [steps(rate, draw, CAP, "test_deposit") for draw in range(DRAWS)]
+    reached = [steps(rate, repeat, CAP, "test_deposit") for repeat in range(REPEATS)]
     found = [CAP if step is None else step for step in reached]
-    return {"steps": statistics.fmean(found), "deviation": statistics.stdev(found) if DRAWS > 1 else 0.0,
+    return {"steps": statistics.fmean(found), "deviation": statistics.stdev(found) if REPEATS > 1 else 0.0,
             "censored": reached.count(None), "lr": rate}
 
 
@@ -250,9 +250,10 @@ def get_args_parser():
 
 
 def image_sets(partition, args, device):
-    """The ImageSets of a Known. held_out: up to 100 training images a class, which no measure fits on; all: the other
+    """The ImageSets of a Known. set_aside: up to 100 training images a class, which no measure fits on; all: the other
     training images; train: up to PER_CLASS of them a class, of which deposit and preserved are the two parts; test:
-    those of --eval_split; test_deposit: up to 100 of these a class of D_r; held_out_deposit: D_r's part of held_out."""
+    those of --eval_split; test_deposit: up to 100 of these a class of D_r; set_aside_deposit: D_r's part of
+    set_aside."""
     every = load_images(partition, args.data_dir, "train", partition.classes("all"))
     fewest = every.labels.bincount().min().item()
     if fewest < 2:
@@ -262,11 +263,11 @@ def image_sets(partition, args, device):
     rows = first_rows(every.labels, count + held, args.seed).view(-1, count + held)  # a row a class
     others = torch.isin(torch.arange(len(every)), rows[:, count:].flatten(), invert=True)
     sets = {"all": every[others.nonzero()[:, 0]], "train": every[rows[:, :count].flatten()],
-            "held_out": every[rows[:, count:].flatten()],
+            "set_aside": every[rows[:, count:].flatten()],
             "test": load_images(partition, args.data_dir, args.eval_split, partition.classes("all"))}
     for name, whole, classes in (("deposit", sets["train"], partition.deposit_classes),
                                  ("preserved", sets["train"], partition.preserved_classes),
-                                 ("held_out_deposit", sets["held_out"], partition.deposit_classes),
+                                 ("set_aside_deposit", sets["set_aside"], partition.deposit_classes),
                                  ("test_deposit", first_images(sets["test"], 100, args.seed),
                                   partition.deposit_classes)):
         sets[name] = whole[torch.isin(whole.labels, torch.tensor(classes)).nonzero()[:, 0]]

@@ -127,7 +127,7 @@ def test_t0_has_rho_one_and_r_itself_zero(networks):
 
 def test_all_measures_of_ours_and_of_a_network_of_ones_own_in_one_command(networks, monkeypatch):
     """In another repository's layout, as README.md's command takes it; T0's own weights know all that T0 knows."""
-    for name, value in (("RATES", (1e-1,)), ("DRAWS", 1), ("CAP", 100), ("SHOT_STEPS", (1, 2)), ("KEPT_STEPS", (2,))):
+    for name, value in (("RATES", (1e-1,)), ("REPEATS", 1), ("CAP", 100), ("SHOT_STEPS", (1, 2)), ("KEPT_STEPS", (2,))):
         monkeypatch.setattr(residual, name, value)
     mine = networks / "mine" / "seed0" / "mine.pth"
     mine.parent.mkdir(parents=True)
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_and_a_file_of_another_ending_are_refused(networks,
 
 
 def test_all_networks_relearn_at_the_rate_of_r_and_giving_up_is_told(networks, sets, monkeypatch):
-    for name, value in (("RATES", (1e-9, 1e-2)), ("DRAWS", 2), ("CAP", 10)):
+    for name, value in (("RATES", (1e-9, 1e-2)), ("REPEATS", 2), ("CAP", 10)):
         monkeypatch.setattr(residual, name, value)
     (partition, images), networks_of = sets, {}
     for name in ("original/original.pt", "retrained_0/retrained.pt"):
@@ -284,7 +284,7 @@ def test_the_rate_of_relearning_is_that_at_which_r_is_fastest(networks, tmp_path
     (of_t,), _ = examine(tmp_path, tmp_path / "lirf/seed0/target.pt", wanted=["relearn"], retrained=["retrained_0"])
     of_r, of_0 = of_t["reference"]["retrained"][0]["relearn"], of_t["reference"]["original"]["relearn"]
     assert of_r == of_0 == of_t["measures"]["relearn"] == {"steps": 15, "deviation": 0, "censored": 0, "lr": 1e-2}
-    assert tried == [1e-1, 1e-2, 1e-3] + [1e-2] * 3 * residual.DRAWS  # R alone tries
+    assert tried == [1e-1, 1e-2, 1e-3] + [1e-2] * 3 * residual.REPEATS  # R alone tries
 
 
 def test_recovery_takes_the_fewest_bits_that_give_the_images_of_d_back(networks, sets):
@@ -396,7 +396,7 @@ def test_a_recover_network_of_two_branches_is_told(networks, tmp_path):
 
 
 def test_the_attackers_rate_is_chosen_before_a_test_image_is_seen(networks, sets, monkeypatch):
-    for name, value in (("RATES", (1e-2, 1e-3)), ("DRAWS", 2), ("CAP", 5), ("SHOT_STEPS", (1,))):
+    for name, value in (("RATES", (1e-2, 1e-3)), ("REPEATS", 2), ("CAP", 5), ("SHOT_STEPS", (1,))):
         monkeypatch.setattr(residual, name, value)
     partition, images = sets
     t0, r = (load_network(str(networks / name))[0] for name in ("original/original.pt", "retrained_0/retrained.pt"))
@@ -437,7 +437,7 @@ def test_to_arrive_at_the_last_step_is_not_to_give_up(networks, sets, monkeypatc
     monkeypatch.setattr(residual, "tune", lambda network, images, steps, lr, *_: (
         (step, t0 if step >= 10 and lr == 0.01 else r) for step in range(steps + 1)))
     monkeypatch.setattr(residual.Known, "accuracy", lambda self, split, network=None: {
-        "dep": 0.0 if network is r else 100.0 if (network, split) == (None, "held_out_deposit") else 60.0})
+        "dep": 0.0 if network is r else 100.0 if (network, split) == (None, "set_aside_deposit") else 60.0})
     for rate in (None, 0.01):
         known = residual.Known(r, partition, images, None, runtime, original, relearn_rate=rate)
         assert residual.relearn(known) == {"steps": 10, "deviation": 0, "censored": 0, "lr": 0.01}
@@ -517,7 +517,7 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
 def test_held_out_images_are_none_of_those_fitted_on(sets):
     _, sets = sets
     fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
-                               for name in ("train", "all", "held_out"))
+                               for name in ("train", "all", "set_aside"))
     assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
     assert set(sets["test_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
     tested, relearned = ({image.numpy().tobytes() for image in sets[name].images} for name in ("test", "test_deposit"))
