@@ -38,7 +38,7 @@ def load_runs(paths):
     """The contents of metrics files. Raises UserError when a figure in one is no number, or one is of the test set and
     one of held-out images."""
     if len({os.path.basename(path) == metrics_path("", "val") for path in paths}) > 1:
-        raise UserError("--metrics names figures of the test set and of held-out images: name those of one alone")
+        raise UserError("the metrics files are of the test set and of held-out images: name those of one alone")
     runs = [load_json(path) for path in paths]
     for path, metrics in zip(paths, runs):
         try:

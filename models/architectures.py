@@ -38,7 +38,7 @@ def _torchvision_resnet(name):
         else:
             stem.append(("maxpool", net.maxpool))
         return _in_sequence(nn.Sequential(OrderedDict(stem)), [net.layer1, net.layer2, net.layer3, net.layer4],
-                       _head(net.avgpool, net.fc))
+                            _head(net.avgpool, net.fc))
 
     return build
 
@@ -95,8 +95,8 @@ def _cnn(num_classes, image_size):
     return _in_sequence(nn.Sequential(), layers, _head(nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)))
 
 
-# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head). An architecture is added
-# here. Its head is nn.Sequential(pool, flatten, fc).
+# name -> (num_classes, image_size) -> nn.Sequential(stem, layer1, ..., layerK, head). Its head is
+# nn.Sequential(pool, flatten, fc). An architecture is added here.
 ARCHITECTURES = {
     "cnn": _cnn,
     "resnet8": _cifar_resnet(8),

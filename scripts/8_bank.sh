@@ -18,11 +18,7 @@ ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} DEPOSITS=${DEPOSITS:-5} SIZE=${SIZE:
 SAVE=${SAVE:-checkpoints/bank_$ARCH}
 DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 
-case ${ROUNDS:=0} in *[!0-9]*)
-    echo "ROUNDS=$ROUNDS is no number of rounds: give one, as in ROUNDS=10" >&2
-    exit 1
-    ;;
-esac
+refuse_no_number "is no number of rounds: name one, as in ROUNDS=10" "${ROUNDS:=0}"
 accepts analysis.bank ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
 draw_partition "$SAVE/original" 0
 names=()

@@ -32,7 +32,7 @@ case " $* " in
         exit 1
         ;;
 esac
-for n in $RETRAINED; do accepts train_scratch --seed "$n"; done
+refuse_no_number "is no seed: name numbers, as in RETRAINED='0 1'" $RETRAINED
 accepts analysis.residual ${MEASURES:+--measures $MEASURES}
 
 trials_of() { # method: a line a trial, its name and its flags

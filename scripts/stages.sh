@@ -6,13 +6,17 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 if [ $# -eq 0 ]; then set -- 0 1 2; fi
-for seed in "$@"; do
-    case $seed in *[!0-9]*)
-        echo "'$seed' is no seed: name numbers, as in 0 1 2" >&2
-        exit 1
-        ;;
-    esac
-done
+refuse_no_number() { # what one is told who names something else, value ...
+    local value
+    for value in "${@:2}"; do
+        case $value in *[!0-9]*)
+            echo "'$value' $1" >&2
+            exit 1
+            ;;
+        esac
+    done
+}
+refuse_no_number "is no seed: name numbers, as in 0 1 2" "$@"
 
 DATASET=${DATASET:-cifar10} DATA_DIR=${DATA_DIR:-data} VAL_FRACTION=${VAL_FRACTION:-0}
 case $VAL_FRACTION in *[!0.]*) ;; *) VAL_FRACTION=0 ;; esac # 0.0 is none, too

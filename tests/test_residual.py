@@ -514,12 +514,12 @@ def test_files_that_do_not_fit_are_told_in_one_line(networks, tmp_path):
     assert "there is no draw" in fail("analysis/methods.py", "--runs", tmp_path)
 
 
-def test_held_out_images_are_none_of_those_fitted_on(sets):
+def test_images_set_aside_are_none_of_those_fitted_on(sets):
     _, sets = sets
-    fitted, every, held_out = ({image.numpy().tobytes() for image in sets[name].images}
+    fitted, every, set_aside = ({image.numpy().tobytes() for image in sets[name].images}
                                for name in ("train", "all", "set_aside"))
-    assert len(fitted) == 64 and len(held_out) == 16 and fitted <= every and not every & held_out
+    assert len(fitted) == 64 and len(set_aside) == 16 and fitted <= every and not every & set_aside
     assert set(sets["test_deposit"].labels.tolist()) == set(sets["deposit"].labels.tolist()) == {1, 3}
     tested, relearned = ({image.numpy().tobytes() for image in sets[name].images} for name in ("test", "test_deposit"))
-    assert len(relearned) == 16 and relearned <= tested and not tested & (every | held_out)
+    assert len(relearned) == 16 and relearned <= tested and not tested & (every | set_aside)
     assert set(sets["preserved"].labels.tolist()) == {0, 2}

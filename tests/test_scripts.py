@@ -189,7 +189,8 @@ def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     ("9_methods", [], {"DEPOSIT_FLAGS": "--split_at 2"}, "probed after the last block"),
     ("6_recovery_bytes", [], {"DEPOSIT_FLAGS": "--last_layer cleared"}, "all forms need T0's"),
     ("3_table3_transferability", [], {"DEPOSIT_FLAGS": "--lambda_at 5"}, "LAMBDA_AT sets it"),
-    ("8_bank", [], {"ROUNDS": "two"}, "ROUNDS=two is no number"),
+    ("8_bank", [], {"ROUNDS": "two"}, "'two' is no number of rounds"),
+    ("9_methods", [], {"RETRAINED": "0 b"}, "'b' is no seed"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
                                                                                message):
@@ -199,7 +200,7 @@ def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(t
 
 @pytest.mark.parametrize("script, variables", [
     ("3_table3_transferability", {"STUDENTS": "theirs"}), ("6_recovery_bytes", {"RATIOS": "0.5 2"}),
-    ("3_table3_transferability", {"LAMBDA_AT": "0 1OO"}), ("9_methods", {"RETRAINED": "0 b"}),
+    ("3_table3_transferability", {"LAMBDA_AT": "0 1OO"}),
     ("8_bank", {"AWAY": "few"}), ("9_methods", {"MEASURES": "probe all"})])
 def test_a_value_that_a_later_program_refuses_is_refused_at_once(tmp_path, script, variables):
     (value,) = variables.values()
