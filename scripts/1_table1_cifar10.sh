@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 1 on CIFAR-10: bash scripts/1_table1_cifar10.sh [seed ...]      (default: 0 1 2)
-# One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Stages that are done
-# are skipped, a killed one resumes.
+# One original; each seed draws the deposit classes anew. The table is of the seeds of this call. Trainings that are
+# done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training
 #   PUBLISHED=resnet20           take the original of the tables, resnet20 or resnet56, from DATA_DIR
 #   WEIGHTS=file                 start the original from weights that others trained, with EPOCHS=0 take them as they

@@ -2,7 +2,7 @@
 # Table 3, what a student learns from T0, from T trained without L_at and with it, and from R, retrained from scratch on
 # the preserved classes:
 #   bash scripts/3_table3_transferability.sh [seed ...]      (default: 0 1 2)
-# One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
+# One original; each seed draws the deposit classes anew. Trainings that are done are skipped, a killed one resumes.
 #   ARCH=resnet18 EPOCHS=30      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RETRAIN_EPOCHS RETRAIN_FLAGS      R's training, T0's unless that is of WEIGHTS; R is script 9's retrained_0/, which
 #                                can be copied to retrained/

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The ablations: bash scripts/5_ablation.sh [seed ...]      (default: 0 1 2)
-# Deposits that differ from the default in one setting; tables, and plots in $SAVE. Runs that are done are skipped, a
-# killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
+# Deposits that differ from the default in one setting; tables, and plots in $SAVE. Trainings that are done are skipped,
+# a killed one resumes. With VAL_FRACTION they are measured on images held out, which is how settings are chosen.
 #   AXES="losses split pruning bits temperature classes images epochs lambda_at"      also: lr lambda_kp lambda_pt
 #                                lambda_re random_label bn_stats. images: for classes of more than 1,500
 #                                images, classes: for six classes or more

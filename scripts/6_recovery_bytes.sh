@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it does:
 #   bash scripts/6_recovery_bytes.sh [seed ...]      (default: 0 1 2)
-# One original; each seed draws the deposit classes anew. Runs that are done are skipped, a killed one resumes.
+# One original; each seed draws the deposit classes anew. Trainings that are done are skipped, a killed one resumes.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RATIOS="0.51 0 0.25 0.75 0.9"      pruning ratios of T_r; all else is measured of the first one's deposit
 #   DATASET=cifar10 DATA_DIR=data VAL_FRACTION=0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A bank of deposits: several from one network, every state of it measured: bash scripts/8_bank.sh [seed ...]
-# (default: 0 1 2). One original; each seed draws the deposits anew. Runs that are done are skipped.
+# (default: 0 1 2). One original; each seed draws the deposits anew. Trainings that are done are skipped.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   DEPOSITS=5 SIZE=1            deposits in a bank, and classes in each
 #   AWAY= STATES=                at most so many deposits away, and so many states drawn; unset: every state
@@ -20,6 +20,7 @@ DEPOSIT_FLAGS="--preset bank ${DEPOSIT_FLAGS:-}"
 
 refuse_no_number "is no number of rounds: name one, as in ROUNDS=10" "${ROUNDS:=0}"
 accepts analysis.bank ${AWAY:+--away "$AWAY"} ${STATES:+--states "$STATES"}
+accept_flags
 draw_partition "$SAVE/original" 0
 names=()
 while IFS= read -r name; do names+=("$name"); done < <(
@@ -33,6 +34,10 @@ named() { # ids, as in 3,5: their classes' names, as a class may be named by ano
 }
 if [ $((DEPOSITS * SIZE)) -gt "$classes" ]; then
     echo "DEPOSITS=$DEPOSITS SIZE=$SIZE are more than $classes classes: lower one" >&2
+    exit 1
+fi
+if [ $((DEPOSITS * SIZE)) -lt 1 ] || [ "$SIZE" -ge "$classes" ]; then
+    echo "DEPOSITS=$DEPOSITS SIZE=$SIZE: name one deposit or more, each of one class or more, but not of all" >&2
     exit 1
 fi
 train_original "$SAVE/original" 0 ${WEIGHTS:+--weights "$WEIGHTS"}

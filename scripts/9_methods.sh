@@ -4,8 +4,8 @@
 #   bash scripts/9_methods.sh [seed ...]      (default: 0 1 2) the reported runs, after the trials
 # Each trained method has six trials on a draw that is not reported, from an original of their own, trained without a
 # tenth of the training images. The trial of the highest H Mean on those (deep: of the least probe at H Mean 91) is
-# frozen, $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Runs that are done are skipped, a
-# killed one resumes. The tables are of the draws that all methods in $SAVE have.
+# frozen, $SAVE/trials/<method>/choice.txt, and run on every draw, beside T0 and R. Trainings that are done are skipped,
+# a killed one resumes. The tables are of the draws that all methods in $SAVE have.
 #   ARCH=resnet20 EPOCHS=60      network and length of the original's training; PUBLISHED, WEIGHTS as in script 1
 #   RETRAIN_EPOCHS RETRAIN_FLAGS      training of R and of the trials' original, T0's unless that is of WEIGHTS
 #   RETRAINED="0 1"              seeds of R for each draw; two or more give a spread
@@ -24,6 +24,10 @@ ARCH=${ARCH:-resnet20} EPOCHS=${EPOCHS:-60} RETRAINED=${RETRAINED:-0 1} TRIAL_SE
 METHODS=${METHODS:-deep lirf neg_grad random_labels boundary_shrink bad_teacher delete spotter}
 SAVE=${SAVE:-checkpoints/methods_$ARCH}
 require_retrain_epochs
+if [ "$VAL_FRACTION" != 0 ]; then
+    echo "VAL_FRACTION: the trials hold out a tenth of the training images, the reported runs none: leave it out" >&2
+    exit 1
+fi
 refuse_deposit_flag --preset "lirf and deep are presets"
 refuse_deposit_flag --split_at "what is probed at the cut is probed after the last block"
 case " $* " in
@@ -34,6 +38,8 @@ case " $* " in
 esac
 refuse_no_number "is no seed: name numbers, as in RETRAINED='0 1'" $RETRAINED
 accepts analysis.residual ${MEASURES:+--measures $MEASURES}
+accepts analysis.forget ${FORGET_FLAGS:-}
+accept_flags
 
 trials_of() { # method: a line a trial, its name and its flags
     local values value other=bn_stats others="frozen updated" second

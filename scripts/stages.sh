@@ -56,8 +56,13 @@ refuse_deposit_flag() { # flag reason
     esac
 }
 
-accepts() { # program flag ...: ends the script now, in the program's words, where it would refuse a value after hours
+accepts() { # program flag ...: ends the script now, in the program's words, where it would refuse a flag after hours
     python -m "$@" --help > /dev/null
+}
+
+accept_flags() { # those of later stages, before T0 is trained
+    if [ -n "${DEPOSIT_FLAGS:-}" ]; then accepts train_deposit $DEPOSIT_FLAGS; fi
+    if [ -n "${RETRAIN_FLAGS:-}" ]; then accepts train_scratch $RETRAIN_FLAGS; fi
 }
 
 draw_partition() { # folder seed [flag ...]: a folder with another partition is refused
@@ -71,6 +76,7 @@ train_original() { # folder, which has a partition, seed [flag ...]
 }
 
 make_original() { # folder; T0 serves every draw, so that of its own partition does not matter
+    accept_flags
     draw_partition "$1" 0
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }

@@ -112,6 +112,7 @@ ROWS = [
         "--images_per_class 0", "--images_per_class 13", "--difference_bits 9", "--preset theirs", "--split_at 0",
         "--split_at 4", "--split_at two", "--seed -1", "--device gpu", "--save_path s3://bucket/run")),
     (SCRATCH, "--warmup_epochs 2", "at the full rate"), (SCRATCH, "--schedule step", "no milestone within --epochs 2"),
+    (SCRATCH, "--milestones 80 120", "read by --schedule step alone"),
     (SCRATCH, "--epochs 0", "name the weights"),
     (SCRATCH, "--subset retrain --weights {run}/original.pt", "trained from scratch"),
     (SCRATCH, "--weights imagenet --arch resnet18", "larger --image_size"),

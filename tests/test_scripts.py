@@ -12,6 +12,7 @@ from conftest import ROOT, fail, rewrite, run_shell, succeed
 from fixtures import make_folder
 
 from analysis import ablation
+from analysis import bank as bank_program
 from analysis.ablation import AXES
 from analysis.bank import states_of
 from analysis.table3 import table3_rows
@@ -191,6 +192,7 @@ def test_a_loss_left_out_is_not_trained_twice(tmp_path):
     ("3_table3_transferability", [], {"DEPOSIT_FLAGS": "--lambda_at 5"}, "LAMBDA_AT sets it"),
     ("8_bank", [], {"ROUNDS": "two"}, "'two' is no number of rounds"),
     ("9_methods", [], {"RETRAINED": "0 b"}, "'b' is no seed"),
+    ("9_methods", [], {"VAL_FRACTION": "0.2"}, "the reported runs none: leave it out"),
     ("2_table1_cub200", [], {"VARIANTS": "paper authors"}, "own flags would win")])
 def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(tmp_path, script, arguments, variables,
                                                                                message):
@@ -200,12 +202,22 @@ def test_what_would_fail_or_mislead_late_is_refused_before_anything_is_trained(t
 
 @pytest.mark.parametrize("script, variables", [
     ("3_table3_transferability", {"STUDENTS": "theirs"}), ("6_recovery_bytes", {"RATIOS": "0.5 2"}),
-    ("3_table3_transferability", {"LAMBDA_AT": "0 1OO"}),
+    ("3_table3_transferability", {"LAMBDA_AT": "0 1OO"}), ("1_table1_cifar10", {"DEPOSIT_FLAGS": "--lambda_kp 1OO"}),
+    ("9_methods", {"FORGET_FLAGS": "--lr fast"}),
     ("8_bank", {"AWAY": "few"}), ("9_methods", {"MEASURES": "probe all"})])
 def test_a_value_that_a_later_program_refuses_is_refused_at_once(tmp_path, script, variables):
     (value,) = variables.values()
     status, text, commands = run_shell(f"scripts/{script}.sh", 0, SAVE=tmp_path / "new", **variables)
     assert status == 2 and value.split()[-1] in text and commands[0][-1] == "--help"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("script, variable", [
+    ("3_table3_transferability", "STUDENT_FLAGS"), ("1_table1_cifar10", "DEPOSIT_FLAGS"),
+    ("9_methods", "RETRAIN_FLAGS"), ("8_bank", "DEPOSIT_FLAGS")])
+def test_a_flag_that_a_later_program_does_not_know_is_refused_at_once(tmp_path, script, variable):
+    status, text, _ = run_shell(f"scripts/{script}.sh", 0, SAVE=tmp_path / "new", **{variable: "--lr 0.1 --epoch=3"})
+    assert status == 2 and "unrecognized arguments: --epoch=3" in text
     assert not (tmp_path / "new").exists()
 
 
@@ -224,9 +236,12 @@ def test_recovery_against_bytes_has_a_point_for_every_form(images, tmp_path):
     (tmp_path / "m.json").write_text("{}")
     assert "no withdrawal by concat" in fail("analysis/recovery.py", "--runs", run, "--pruned", tmp_path / "m.json",
                                              "--original", tmp_path / "original" / "original.pt")
+    assert "is not of --eval_split test" in fail("analysis/recovery.py", "--runs", run, "--pruned",
+                                                 run / "metrics_val.json", "--original",
+                                                 tmp_path / "original" / "original.pt")
 
 
-def test_a_bank_measures_its_states(images, tmp_path):
+def test_a_bank_measures_its_states(images, tmp_path, monkeypatch):
     succeed("partition_data.py", "--dataset", "cifar10", "--data_dir", images, "--val_fraction", "0.25", "--seed", "0",
             "--out", tmp_path / "original" / "partition.json")  # the script reads the number of classes from it
     flags = {**TINY, "EPOCHS": 8, "DEPOSIT_FLAGS": "--epochs 2 --batch_size 4 --lr 0.1 --last_layer cleared",
@@ -249,9 +264,15 @@ def test_a_bank_measures_its_states(images, tmp_path):
         assert state["by_modules"] == own["avg_acc"]
     status, text, _ = run_shell("scripts/8_bank.sh", 0, **flags, SAVE=tmp_path, DEPOSITS=6, SIZE=2)
     assert status == 1 and "more than 10 classes" in text
+    for wrong in ({"DEPOSITS": 0, "SIZE": 1}, {"DEPOSITS": 1, "SIZE": 10}):
+        status, text, _ = run_shell("scripts/8_bank.sh", 0, **flags, SAVE=tmp_path, **wrong)
+        assert status == 1 and "name one deposit or more, each of one class or more, but not of all" in text
     deposits = sorted((tmp_path / "bank0").iterdir())
     call = ["--deposits", *deposits, "--data_dir", images, "--out", tmp_path / "other"]
     original = tmp_path / "original" / "original.pt"
+    monkeypatch.setattr(bank_program, "PLOTTED", 3)  # states of a picture at most; here there are 7 or more
+    succeed("analysis/bank.py", "--original", original, *call, "--eval_split", "val")
+    assert (tmp_path / "other.md").is_file() and not (tmp_path / "other.png").exists()
     twice = ["--deposits", *deposits, deposits[0]]
     assert "another folder deposits too" in fail("analysis/bank.py", "--original", original, *call, *twice)
     rewrite(original, lambda content: content["settings"].update(seed=9))

@@ -14,7 +14,8 @@ from utils.files import locked, stop_between_writes
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line, and gives the flags that --preset (or preset_flag) names their values."""
+    """Reports a wrong flag in one line, an unknown one beside --help, too, and gives the flags that --preset (or
+    preset_flag) names their values."""
 
     presets, preset_flag = {}, "preset"
 
@@ -22,6 +23,11 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(_fail(self.prog, f"{message} (see {self.prog} --help)", 2))
 
     def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        unknown = [word for word in words
+                   if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         parsed = super().parse_args(args, namespace)
         preset = self.presets.get(getattr(parsed, self.preset_flag, None))
         if preset:  # read again, so that a flag on the command line wins over the preset
@@ -118,8 +124,8 @@ def add_schedule_args(group):
     """Flags of stages that train from scratch: the learning rate's schedule."""
     group.add_argument("--schedule", choices=["cosine", "step"], default="cosine",
                        help="cosine: falls towards zero; step: times 0.1 at each milestone")
-    group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=[80, 120],
-                       help="epochs at which --schedule step decays")
+    group.add_argument("--milestones", type=bounded(int, 1), nargs="+", default=None,
+                       help="epochs at which --schedule step decays; unset: 80 120")
     group.add_argument("--warmup_epochs", type=bounded(float, 0), default=0.0,
                        help="epochs over which the rate rises linearly from zero")
 
@@ -149,8 +155,8 @@ def run(main, parser, argv=None, *, parallel=False):
             distributed.leave()
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
-        sys.exit(_fail(parser.prog, "stopped; run the same command again to go on after the last whole epoch",
-                       128 + stopped.args[0]))
+        sys.exit(_fail(parser.prog, "stopped; run the same command again, and a training goes on after its last whole "
+                       "epoch", 128 + stopped.args[0]))
     except Exception as error:
         message = _explained(error)
         if message is None:
@@ -193,12 +199,18 @@ def _explained(error):
 
 
 def _check_schedule(args):
-    """Refuse a schedule that does nothing."""
+    """Refuse a schedule that does nothing, and milestones that no schedule reads; fill in those that are unset."""
     epochs, warmup = getattr(args, "epochs", 0), getattr(args, "warmup_epochs", 0)
     if epochs and warmup >= epochs:
         raise UserError(f"--warmup_epochs {warmup:g} leaves none of --epochs {epochs} at the full rate: give fewer, or "
                         f"train longer")
-    if epochs and getattr(args, "schedule", None) == "step" and min(args.milestones) >= epochs:
+    if not hasattr(args, "schedule"):
+        return
+    if args.milestones is None:
+        args.milestones = [80, 120]
+    elif args.schedule != "step":
+        raise UserError("--milestones are read by --schedule step alone: name that schedule, or leave them out")
+    if epochs and args.schedule == "step" and min(args.milestones) >= epochs:
         raise UserError(f"--schedule step has no milestone within --epochs {epochs}, so the rate would never fall: set "
                         f"--milestones")
 
