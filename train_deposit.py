@@ -75,7 +75,8 @@ def get_args_parser():
     method.add_argument("--prune_ratio", type=bounded(float, 0, 0.95), default=0.51,
                         help="share of channels removed from T_r; 0: a full copy of the lower part (authors' code)")
     method.add_argument("--difference_bits", type=int, choices=BITS, default=4,
-                        help="bits an entry of difference.pt, which holds lower_0 - lower_T; T is rounded to match")
+                        help="bits an entry of difference.pt, which holds lower_0 - lower_T; those of batch norm take "
+                             "16. T is rounded to match")
     for name, term in TERMS.items():
         method.add_argument(f"--lambda_{name}", type=bounded(float, 0), default=term.weight,
                             help=f"weight of {term.help}")

@@ -1,5 +1,5 @@
-"""The ablations of scripts/5_ablation.sh: for each axis a table and a line plot, one overview over all axes; mean and
-standard deviation over draws of the deposit classes."""
+"""The ablations of scripts/5_ablation.sh: one table over all axes, a line plot each axis; mean and standard
+deviation over draws of the deposit classes."""
 
 import contextlib
 import glob

@@ -28,6 +28,9 @@ from utils.runtime import Runtime
 from utils.tables import markdown, print_table, printable, summary
 
 
+PLOTTED = 300  # states at most in a picture, a row each: more are no picture that anybody reads
+
+
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--original", type=path, required=True, help="T0, from which each deposit was made")
@@ -40,7 +43,7 @@ def get_args_parser():
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
     parser.add_argument("--out", type=prefix, default=os.path.join("checkpoints", "bank", "bank"),
-                        help="files without their ending: gets .json, .md and .png")
+                        help=f"files without their ending: gets .json, .md and, of at most {PLOTTED} states, .png")
     add_running_args(parser, seed="seed of the states that --states draws", precision=False)
     return parser
 
@@ -201,8 +204,9 @@ def main(args):
     figures = measure(network, deposits, states, data, split_at)
     result = {**runtime.describe(), "split": args.eval_split, "names": names, "classes": classes, "states": figures}
     save_json(f"{args.out}.json", result)
-    plot(figures, names, args.out)
     print_table(markdown(bank_rows([result]), "deposits away"), f"{args.out}.md")
+    if len(figures) <= PLOTTED:
+        plot(figures, names, args.out)
 
 
 if __name__ == "__main__":

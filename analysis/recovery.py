@@ -1,8 +1,8 @@
 """Recovery against bytes: what must be kept beside T to get the deposit classes back, and how well it gives T0 back.
 
 For finished runs it measures ways to keep the same knowledge in one pass: the difference of the weights at several
-numbers of bits, kept sparse or at low rank, the deposit module T_r as it is and at 8 bits, T0's own lower part and, as
-a reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those of whole files,
+numbers of bits, kept sparse or at low rank, the deposit module T_r at 8 bits, T0's own lower part and, as a
+reference that breaks the constraint, a few images of D_r on which T is fine-tuned. Bytes are those of whole files,
 up to a few that name the deposit."""
 
 import copy
@@ -28,7 +28,7 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import add_running_args, make_parser, path, prefix, run
 from utils.errors import UserError
 from utils.files import load_json, save_json
-from utils.metrics import evaluate, percent, table1
+from utils.metrics import evaluate, metrics_path, percent, table1
 from utils.optim import take_step
 from utils.runtime import Runtime
 from utils.tables import above, markdown, print_table, summary
@@ -43,7 +43,8 @@ def get_args_parser():
                         help="folders of finished deposits, a draw each")
     parser.add_argument("--original", type=path, required=True, help="T0 of all of them")
     parser.add_argument("--pruned", type=path, nargs="*", default=[],
-                        help="metrics.json of deposits of other pruning ratios: their T_r, too, becomes a point")
+                        help="metrics.json (held-out images: metrics_val.json) of deposits whose T_r, as it is, is "
+                             "a point: those of --runs and of other pruning ratios")
     parser.add_argument("--data_dir", type=path, default="data", help="folder that holds the data set")
     parser.add_argument("--eval_split", choices=["test", "val"], default="test", help="images to measure on")
     parser.add_argument("--out", type=prefix, default=os.path.join("checkpoints", "recovery"),
@@ -201,13 +202,16 @@ def points_of(target_path, content, partition, original, args, runtime):
             for form in sizes}
 
 
-def pruned_points(paths):
-    """{form: [{"bytes", "above"}]} of the T_r of other deposits, metrics files <preset>_<ratio>/seed<k>/<file>."""
+def pruned_points(paths, split):
+    """{form: [{"bytes", "above"}]} of the T_r of other deposits, metrics files <preset>_<ratio>/seed<k>/<file>. Raises
+    UserError where one is not of the split."""
     forms = {}
     for name in map(os.path.abspath, paths):
         metrics, deposit = load_json(name), name.split(os.sep)[-3].replace("_", ", pruned ")
         if "concat" not in metrics.get("recover", {}):
             raise UserError(f"{name} has no withdrawal by concat: run withdraw.py of that deposit")
+        if os.path.basename(name) != metrics_path("", split):
+            raise UserError(f"{name} is not of --eval_split {split}: name each deposit's {metrics_path('', split)}")
         size = os.path.getsize(os.path.join(os.path.dirname(name), "deposit.pt"))
         forms.setdefault(f"T_r of {deposit}", []).append({"bytes": size, "above": above(metrics, "concat")})
     return forms
@@ -252,7 +256,7 @@ def main(args):
     content, partition = read(args.original, "original")
     original = network_of(content, partition, args.original)
     targets = [read_target(folder, content, args.original) for folder in args.runs]
-    pruned = pruned_points(args.pruned)
+    pruned = pruned_points(args.pruned, args.eval_split)
     points = [points_of(*target, copy.deepcopy(original), args, runtime) for target in targets]
     result = {**runtime.describe(), "split": args.eval_split, "points": points, "pruned": pruned}
     save_json(f"{args.out}.json", result)

@@ -37,13 +37,17 @@ def get_args_parser():
 
 def withdrawn_after(folder, args, runtime):
     """{steps, as text: {"target" or rule: figures}}: T~ of the T of that step, by the T_r and the difference of step 0.
-    They go to robustness.json in the folder. A step that is there, of the same T and settings, is not measured
-    again."""
+    They go to robustness.json in the folder, step by step. A step that is there, of the same T, is not measured again.
+    Raises UserError where those there are of another rate or seed."""
     content, partition, modules, _ = load_parts(folder)
     file = os.path.join(folder, "robustness.json")
     identity = {"target": content["checksum"], "lr": args.lr, "seed": args.seed}
     before = load_json(file) if os.path.exists(file) else {}
-    kept = before["steps"] if before.items() >= identity.items() else {}
+    kept = before["steps"] if before.get("target") == identity["target"] else {}
+    for name in ("lr", "seed"):
+        if kept and before[name] != identity[name]:
+            raise UserError(f"{file} was measured with {name} {before[name]}, not {identity[name]}: measure likewise, "
+                            f"or move that file away")
     missing = [step for step in args.steps if str(step) not in kept]
     if not missing:
         return kept
@@ -54,7 +58,7 @@ def withdrawn_after(folder, args, runtime):
                        for split, subset in (("train", "preservation"), ("test", "all")))
     differences = {whole: between(modules[whole].state_dict(), modules[of_t].state_dict())
                    for whole, of_t in PAIRS.items()}
-    target, found = join_network(modules["target"], modules["target_upper"]), {}
+    target = join_network(modules["target"], modules["target_upper"])
     for step, student in tune(target, preserved, max(missing), args.lr, runtime, 0, 128, bn_updated=True):
         if step in missing:
             parts = torch.nn.ModuleDict({"deposit": modules["deposit"]})
@@ -63,10 +67,10 @@ def withdrawn_after(folder, args, runtime):
                 parts[whole] = copy.deepcopy(parts[of_t])
                 parts[whole].load_state_dict(shifted(parts[of_t].state_dict(), differences[whole], 1))
             counts = measure(parts, evaluation_batches(test), partition, runtime.device)
-            found[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
-    steps = dict(sorted({**kept, **found}.items(), key=lambda item: int(item[0])))
-    save_json(file, {**runtime.describe(), **identity, "steps": steps})
-    return steps
+            kept[str(step)] = {name: table1(of_rule, partition) for name, of_rule in counts.items()}
+            kept = dict(sorted(kept.items(), key=lambda item: int(item[0])))
+            save_json(file, {**runtime.describe(), **identity, "steps": kept})
+    return kept
 
 
 def average_rows(runs):

@@ -8,7 +8,7 @@ from utils.files import load_json
 from utils.metrics import metrics_path
 from utils.tables import COLUMNS, markdown, print_table, table1_rows
 
-# Ye et al., ECCV 2022, Table 1. Their Withdrawal is set beside `released`, the rule of their evaluation.
+# Ye et al., ECCV 2022, Table 1. Their Withdrawal is by `released`, the rule of their evaluation.
 PAPER = {
     "cifar10": {
         "Independent": {"Pre Acc": 92.92, "Dep Acc": 96.61, "Avg Acc": 94.02},
@@ -28,7 +28,7 @@ PAPER = {
 def get_args_parser():
     parser = make_parser(__doc__)
     parser.add_argument("--metrics", nargs="+", type=path, required=True,
-                        help="metrics.json of one or more runs; networks that one of them lacks are left out")
+                        help="metrics.json of one or more runs; a withdrawal that one of them lacks is left out")
     parser.add_argument("--paper", choices=[*PAPER, "none"], default="cifar10", help="the paper's rows to set below")
     parser.add_argument("--out", type=path, default=None, help="Markdown file to write as well")
     return parser

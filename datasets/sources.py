@@ -1,6 +1,7 @@
 """Where samples come from. A source lists the samples of each class and reads those it is asked for.
 
 Every source offers
+    layout                      "folder": a folder, which is opened again as one; else any word for the way of listing
     class_names                 list of str; a class's id is its place in the list
     image_size                  height and width of the images it gives
     samples(split, class_id)    (number of samples, SHA-256 of their list), split "train" or "test"

@@ -58,6 +58,8 @@ def open_original(path, split_at=None):
         beside = os.path.join(glob.escape(os.path.dirname(os.path.abspath(path))), "..", "*", "difference.pt")
         unread = []
         for difference in sorted(glob.glob(beside)):
+            if not left:
+                break
             try:
                 if load_checkpoint(difference, "difference").get("id") in left:
                     give_back(difference, path, content, left, lower, upper)

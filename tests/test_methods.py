@@ -230,6 +230,8 @@ def test_a_deep_deposit_reads_no_preserved_image_and_comes_back_exactly(chain, t
         assert f"T~, difference, {more[-1]} steps" in (tmp_path / "robustness.md").read_text()
     after = json.loads((tmp_path / "deep" / "robustness.json").read_text())["steps"]
     assert list(after) == ["0", "1", "2"] and all(after[step] == figures for step, figures in steps.items())
+    assert "measured with lr 0.01, not 0.5" in fail("analysis/robustness.py", "--runs", tmp_path / "deep", "--data_dir",
+                                                    chain[1], "--steps", 0, "--lr", "0.5")
     rows = average_rows([{"steps": after}, {"steps": steps}])
     assert list(rows["T"]) == ["0 steps", "2 steps"] and rows["T: Dep Acc"]["2 steps"]["mean"] == 12.5
     assert steps["0"]["difference"]["avg_acc"] == pytest.approx(metrics["original"]["avg_acc"])

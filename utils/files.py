@@ -108,7 +108,7 @@ def read_head(path):
 @contextlib.contextmanager
 def locked(folder):
     """A block in which no other process works in `folder`, which is made when absent, and goes again if it stays empty.
-    What a killed process was writing there goes, but for partitions, which are written without a lock.
+    Half-written checkpoints, logs and metrics of a killed process go. Other files are written without a lock.
 
     The lock is the operating system's, so it ends with the process. Raises UserError where another process works there.
     On file systems without locks nobody is kept out.
@@ -125,7 +125,7 @@ def locked(folder):
         except OSError:
             pass
         for name in os.listdir(folder):
-            if re.search(r"\.[0-9a-f]{8}\.part$", name) and not name.startswith("partition"):
+            if re.search(r"(\.pt|_log\.jsonl|^metrics\w*\.json)\.[0-9a-f]{8}\.part$", name):
                 os.unlink(os.path.join(folder, name))
         yield
     finally:
