@@ -54,7 +54,7 @@ def read_record(file):
     return record
 
 
-def usable(found):
+def usable_rho(found):
     """rho of a measure's entry in a record; None where it means nothing."""
     return None if found.get("usable") is False else found.get("rho")
 
@@ -161,7 +161,7 @@ def rows_of(records):
         values[method] = {"H Mean": h_means(runs), **values[method],
                           **{key: summary([of_run.get(key) for of_run in kept])
                              for key in ("bytes", "parameters", "seconds", "passes")}}
-        rhos[method] = {measure: summary([usable(run["rho"].get(measure, {})) for run in runs])
+        rhos[method] = {measure: summary([usable_rho(run["rho"].get(measure, {})) for run in runs])
                         for measure in runs[0]["rho"]}
         indices = [anamnesis(run) for run in runs]
         if None not in indices:
@@ -226,7 +226,7 @@ def plot(records, trade, out):
 
     def place(axes, x, runs, **style):
         """A point at the summary x of the runs, if they have both."""
-        rho = summary([usable(run["rho"].get("probe", {})) for run in runs])
+        rho = summary([usable_rho(run["rho"].get("probe", {})) for run in runs])
         if x and rho:
             axes.errorbar(x["mean"], rho["mean"], rho["deviation"], x["deviation"], capsize=3, ls="none", **style)
 

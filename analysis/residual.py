@@ -386,19 +386,19 @@ def main(args):
         raise UserError("two of the networks differ in their ending alone, so their measures would lie in one file: "
                         "rename one")
 
-    def opened(file, original=None):
+    def known_of(file, original=None):
         network = build_network(arch, partition.num_classes, partition.image_size)
         tensors = read_weights(file)
         load_weights(network, arch, partition.image_size, tensors, f"network {file}", keep_head=True, flags=False)
         known = Known(network.eval(), partition, images, args.split_at, runtime, original, rate, file)
         return known, checksum({"tensors": tensors})
 
-    original, of_original = opened(args.original)
+    original, of_original = known_of(args.original)
     for file in (*args.retrained, args.original, *args.networks):  # R first: it sets the rate of `relearn`
         if file not in files:
             records[file] = kept(file, settings, of_original, partition)
         else:
-            known, of_network = opened(file, original)
+            known, of_network = known_of(file, original)
             identity = {"settings": settings, "original": of_original, "network": of_network}
             records[file] = measured(known, wanted, files[file], identity)
         if file in args.retrained and rate is None and "relearn" in wanted:
