@@ -130,6 +130,17 @@ def attacks(paths):
             for name, runs in measures_of(records).items()}
 
 
+def relearning(paths):
+    """Steps of training on all classes that bring D_r back, over orders, and those of T over those of R."""
+    records = records_of(paths)
+    steps, rho = rows_of(records)
+    spread = {name: statistics.fmean(run["relearn"]["deviation"] for run in runs)
+              for name, runs in measures_of(records).items()}
+    return {name: {"steps": f"{steps[name]['relearn']} ± {of_orders:.0f}",
+                   "Anamnesis index": rho.get(name, {}).get("Anamnesis index")}
+            for name, of_orders in spread.items()}
+
+
 def method_trials(paths):
     """H Mean / Dep of the probe, on held-out images, of the trials of scripts/9_methods.sh, from what analysis.residual
     wrote: a row a method and value of its second setting, rates rising from left to right. Bold: the frozen trial."""
@@ -268,6 +279,9 @@ TABLES = {
                      "python -m analysis.residual ... --measures preserved_only k_shot_1 k_shot_5 k_shot_25",
                      "attacks/resnet20/[dl]*/seed[12]/target_residual_*.json", attacks,
                      "network", further="attacks/resnet20/retrained_0/seed[12]/*_log.jsonl"),
+    "relearn": Table("CIFAR-10, test set, draw of seed 2", "python -m analysis.residual ... --measures answers relearn",
+                     "relearn/resnet20/[!r]*/seed2/target_residual_*.json", relearning, "network",
+                     further="relearn/resnet20/retrained_0/seed2/*_log.jsonl"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (deep.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting",
                    further="methods/resnet20/retrained_0/seed0/*_log.jsonl"),
