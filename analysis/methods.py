@@ -180,11 +180,6 @@ def forgetting_rows(records):
     return rows
 
 
-def found_in(folder):
-    """The files <method>/seed<k>/*_residual_*.json of a folder."""
-    return glob.glob(os.path.join(glob.escape(folder), "*", "seed*", "*_residual_*.json"))
-
-
 def records_of(names):
     """{method: [residual record and its "costs", a draw each]} of files <method>/seed<k>/*_residual_*.json, over the
     draws that all methods have. Raises UserError when there is none, or where one was not measured alike."""
@@ -261,7 +256,9 @@ def main(args):
             print(f"no trial reaches H Mean {DEEP:.0f}: the highest is chosen")
         print_table(chosen.get(args.rule, chosen["h_mean"]) + "\n", os.path.join(parent, "choice.txt"))
         return
-    records, trade = (records_of(found_in(folder)) if folder else {} for folder in (args.runs, args.trade))
+    records, trade = (
+        records_of(glob.glob(os.path.join(glob.escape(folder), "*", "seed*", "*_residual_*.json"))) if folder else {}
+        for folder in (args.runs, args.trade))
     known, wanted = ({grounds(run) for runs in found.values() for run in runs} for found in (records, trade))
     if wanted - known:
         raise UserError(f"{args.trade} was measured on other draws, images or T0 than {args.runs}: measure it likewise")

@@ -51,11 +51,6 @@ def entry(name):
             "commits": sorted({head["commit"] or "unknown" for head in heads}), "rows": table.rows(paths)}
 
 
-def make_ledger():
-    """{table: entry} of the tables that have runs."""
-    return {name: found for name in TABLES if (found := entry(name)) is not None}
-
-
 def fill(text, ledger, page):
     """A page with its tables as the ledger has them."""
     def table(match):
@@ -80,7 +75,7 @@ def _without_empty_columns(rows):
 
 
 def main(args):
-    ledger = make_ledger()
+    ledger = {name: found for name in TABLES if (found := entry(name)) is not None}
     path = os.path.join(ROOT, LEDGER)
     if args.check:
         if load_json(path) != json.loads(json.dumps(ledger)):

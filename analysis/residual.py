@@ -282,11 +282,6 @@ def require_settings(record, file, settings):
                             f"likewise, or move that file away")
 
 
-def is_kept(file):
-    """Whether a file holds measures, not a network."""
-    return file.endswith(".json")
-
-
 def kept(file, settings, of_original, partition):
     """What `measured` kept of an R that is not at hand, with its partition.json beside it, whose images may be stored
     otherwise. Raises UserError for other settings, another draw or T0."""
@@ -336,7 +331,8 @@ def partition_of(args):
     """(Partition whose deposit classes T has forgotten, content of T0's file)."""
     content, partition = read(args.original, "original")
     manifests = {args.partition: read_partition(args.partition)} if args.partition else {}
-    manifests.update({file: read(file, "retrained")[1] for file in args.retrained if not is_kept(file)})
+    manifests.update({file: read(file, "retrained")[1] for file in args.retrained
+                      if not file.endswith(".json")})
     draws = [partition.other_draw(other, file, args.original) for file, other in manifests.items()] or [partition]
     if len({draw.hash for draw in draws}) > 1:
         raise UserError(f"{', '.join(manifests)} are of different deposit classes: name files of one draw")
@@ -381,7 +377,7 @@ def main(args):
     if wanted != args.measures:
         print(f"left out, as a class has {few} images for it: {', '.join(sorted({*args.measures} - {*wanted}))}")
     files = {file: f"{os.path.splitext(file)[0]}_residual_{partition.hash[:8]}.json"
-             for file in (*args.retrained, args.original, *args.networks) if not is_kept(file)}
+             for file in (*args.retrained, args.original, *args.networks) if not file.endswith(".json")}
     if len({os.path.abspath(out) for out in files.values()}) < len({os.path.abspath(file) for file in files}):
         raise UserError("two of the networks differ in their ending alone, so their measures would lie in one file: "
                         "rename one")

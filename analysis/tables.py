@@ -72,11 +72,6 @@ def bank_settings(paths):
     return {name: bank_rows(runs)["any"] for name, runs in banks(paths).items()}
 
 
-def bank_modules(paths):
-    """The states of several banks with what is away withdrawn by the deposit modules: a column a bank."""
-    return module_rows(banks(paths))
-
-
 def recovery(paths):
     """What is kept beside T, over draws, from what analysis.recovery wrote."""
     return recovery_rows(load_json(paths[0]))
@@ -91,11 +86,6 @@ def tsne(paths):
             for key, classes in (("pre", "preserved"), ("dep", "deposit")):
                 rows[NETWORKS[name]][f"{arch}: {classes}"] = summary([of_network[key]])
     return rows
-
-
-def methods(paths):
-    """Methods of forgetting, over draws, from what analysis.residual wrote: what they forget and what they cost."""
-    return forgetting_rows(records_of(paths))
 
 
 # Those of which rho means something.
@@ -171,11 +161,6 @@ def trade(paths):
             for setting, runs in records.items()}
 
 
-def robustness(paths):
-    """T trained further and then withdrawn, over draws, from what analysis.robustness wrote."""
-    return average_rows([load_json(path) for path in paths])
-
-
 def speed(paths):
     """Images per second of a training step, from what analysis.speed wrote."""
     rows = {}
@@ -242,7 +227,7 @@ TABLES = {
                                          "SAVE=checkpoints/bank_ten DEPOSITS=10 AWAY=7 STATES=50 "),
                                "bank/resnet20_ten/bank?.json", bank, "deposits away", "bank?/*/deposit_log.jsonl"),
     "bank_modules": Table("CIFAR-10, test set, the draws of the tables above", "bash scripts/8_bank.sh, as above",
-                          "bank/resnet*/bank?.json", bank_modules, "deposits withdrawn",
+                          "bank/resnet*/bank?.json", lambda paths: module_rows(banks(paths)), "deposits withdrawn",
                           "bank?/*/deposit_log.jsonl"),
     "bank_settings": Table("CIFAR-10, held-out images, draw of seed 10 of five deposits of one class",
                            'VAL_FRACTION=0.1 DEPOSIT_FLAGS="--lambda_kp ..." ... bash scripts/8_bank.sh 10',
@@ -264,7 +249,8 @@ TABLES = {
                              'RETRAIN_EPOCHS=60 RETRAINED=0 MEASURES="answers probe ..." '),
                    "methods/resnet20/*/seed*/target_residual_*.json", rows, "network",
                    further="methods/resnet20/retrained_0/seed*/*_log.jsonl")
-       for name, rows in (("methods", methods), ("residual", residual), ("rho", rhos))},
+       for name, rows in (("methods", lambda paths: forgetting_rows(records_of(paths))), ("residual", residual),
+                          ("rho", rhos))},
     **{name: Table("CIFAR-10, held-out images that T0 has not seen, draw of seed 10",
                    published("resnet20", "9_methods.sh trials", "RETRAIN_EPOCHS=60 "), runs, method_trials,
                    "H Mean / probe of", further="methods_trials/resnet20/original/*_log.jsonl")
@@ -286,7 +272,8 @@ TABLES = {
                    "trade/*/seed*/target_residual_*.json", trade, "setting",
                    further="methods/resnet20/retrained_0/seed0/*_log.jsonl"),
     **{name: Table(CIFAR10, "python -m analysis.robustness --runs ...",
-                   f"attacks/resnet20/{method}/seed*/robustness.json", robustness, "Avg or Dep Acc after")
+                   f"attacks/resnet20/{method}/seed*/robustness.json",
+                   lambda paths: average_rows([load_json(path) for path in paths]), "Avg or Dep Acc after")
        for name, method in (("robustness", "lirf"), ("robustness_deep", "deep"))},
     "ablation": Table(CIFAR10, published("resnet20", "5_ablation.sh 0 1 2",
                                          'AXES="losses split temperature classes images epochs lambda_at" '),
