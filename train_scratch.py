@@ -147,8 +147,7 @@ def main(args):
     with distributed.rank_0_first():
         images = load_images(partition, args.data_dir, "train", partition.classes(trained), download=True)
         images = images.to(runtime.device)
-        evaluation = {split: part.to(runtime.device)
-                      for split, part in evaluation_sets(partition, args.data_dir, classes).items()}
+        evaluation = evaluation_sets(partition, args.data_dir, classes, runtime.device)
     for image_set in (images, *evaluation.values()):  # an Independent network numbers its own classes from 0
         image_set.labels = torch.searchsorted(torch.tensor(classes, device=runtime.device), image_set.labels)
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import tempfile
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from utils.run import head_of_log
 from utils.runtime import Runtime, usable_processors
 
 CLASSES, SIZE = 10, 32  # CIFAR-10's; pixels are random, which changes no speed
+UNSHOWN = SimpleNamespace(progress=lambda data, epoch, total: data)  # for a TrainingRun that would show its progress
 
 
 def get_args_parser():
@@ -55,14 +57,6 @@ def make_images(root, count):
                 Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
 
 
-class NoProgress:
-    """Stands for a TrainingRun where nothing is shown."""
-
-    @staticmethod
-    def progress(data, epoch, total):
-        return data
-
-
 def ours(stage, args, runtime, root):
     """A function that takes --steps steps of train_scratch.py or train_deposit.py as they are."""
     partition = make_partition("folder", root, draw="first")
@@ -84,9 +78,9 @@ def ours(stage, args, runtime, root):
     def steps():
         part = images[torch.arange(args.steps * args.batch_size, device=runtime.device) % len(images)]
         if stage == "original":
-            train_scratch.train_one_epoch(network, optimizer, part, runtime, NoProgress, flags, 0)
+            train_scratch.train_one_epoch(network, optimizer, part, runtime, UNSHOWN, flags, 0)
         else:
-            train_deposit.train_one_epoch(network, network, optimizer, part, runtime, NoProgress, flags, 0)
+            train_deposit.train_one_epoch(network, network, optimizer, part, runtime, UNSHOWN, flags, 0)
 
     return steps
 

@@ -132,8 +132,7 @@ def main(args):
     runtime.place(teacher)
     classes = partition.classes("all")
     images = load_images(partition, args.data_dir, "train", classes).to(runtime.device)
-    evaluation = {split: part.to(runtime.device)
-                  for split, part in evaluation_sets(partition, args.data_dir, classes).items()}
+    evaluation = evaluation_sets(partition, args.data_dir, classes, runtime.device)
     refuse_other_figures(args.save_path, evaluation, partition)
 
     torch.manual_seed(args.seed)

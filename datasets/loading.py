@@ -46,7 +46,7 @@ def load_if_there(partition, data_dir, split, consequence):
         return None
 
 
-def evaluation_sets(partition, data_dir, classes):
-    """{split: ImageSet} of the test set and, if the partition holds some out, of the validation images."""
+def evaluation_sets(partition, data_dir, classes, device):
+    """{split: ImageSet on the device} of the test set and, if the partition holds some out, of the held-out images."""
     splits = ["test", "val"] if partition.val_fraction else ["test"]
-    return {split: load_images(partition, data_dir, split, classes) for split in splits}
+    return {split: load_images(partition, data_dir, split, classes).to(device) for split in splits}

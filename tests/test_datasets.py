@@ -88,9 +88,9 @@ def test_validation_images_are_held_out_the_same_way_for_every_draw(folder):
     assert rows(train) | rows(val) == rows(whole) and not rows(train) & rows(val)
     assert rows(load_images(other, ".", "val", range(10))) == rows(val)
     assert one.data_hash == other.data_hash and one.hash != other.hash
-    sets = evaluation_sets(one, ".", [1, 2])
+    sets = evaluation_sets(one, ".", [1, 2], "cpu")
     assert sets.keys() == {"test", "val"} and sets["val"].labels.unique().tolist() == [1, 2]
-    assert list(evaluation_sets(dataclasses.replace(one, val_fraction=0.0), ".", [1])) == ["test"]
+    assert list(evaluation_sets(dataclasses.replace(one, val_fraction=0.0), ".", [1], "cpu")) == ["test"]
     with pytest.raises(UserError, match="no training image"):
         make_partition("folder", str(folder), val_fraction=0.99)
 
