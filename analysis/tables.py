@@ -266,7 +266,7 @@ TABLES = {
                      "attacks/resnet20/[dl]*/seed[12]/target_residual_*.json", attacks,
                      "network", further="attacks/resnet20/retrained_0/seed[12]/*_log.jsonl"),
     "relearn": Table("CIFAR-10, test set, draw of seed 2", "python -m analysis.residual ... --measures answers relearn",
-                     "relearn/resnet20/[!r]*/seed2/target_residual_*.json", relearning, "network",
+                     "relearn/resnet20/*/seed2/target_residual_*.json", relearning, "network",
                      further="relearn/resnet20/retrained_0/seed2/*_log.jsonl"),
     "trade": Table("CIFAR-10, test set, draw of seed 0", "python train_deposit.py --preset deep ... (deep.md)",
                    "trade/*/seed*/target_residual_*.json", trade, "setting",
