@@ -204,6 +204,12 @@ TABLES = {
                               "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (in part)",
                     "table3/resnet20/*/*/seed*/metrics.json", table3_rows, CORNER,
                     further="retrained_30/seed0/*_log.jsonl"),
+    "table3_seed2": Table("CIFAR-10, test set, draw of seed 2",
+                          published("resnet20", "3_table3_transferability.sh 2",
+                                    "RETRAIN_EPOCHS=30 STUDENTS=cnn STUDENT_EPOCHS=8 ") + " (in part)",
+                          "table3/resnet20_seed2/*/*/seed2/metrics.json", table3_rows, CORNER,
+                          further="table3/resnet20_seed2/lambda_at_0/seed2/*_log.jsonl "
+                          "ablation/default/seed2/*_log.jsonl"),
     "table3_20epochs": Table("CIFAR-10, test set, draw of seed 0",
                              published("resnet20", "3_table3_transferability.sh 0",
                                        "RETRAIN_EPOCHS=60 STUDENTS=cnn STUDENT_EPOCHS=20 ") + " (in part)",
