@@ -274,12 +274,12 @@ def image_sets(partition, args, device):
     return {name: image_set.to(device) for name, image_set in sets.items()}
 
 
-def require_settings(record, file, settings):
-    """Raise UserError when the measures of a file were made at other settings."""
-    for name, value in settings.items():
-        if record["settings"].get(name) != value:
-            raise UserError(f"{file} was measured with {name} {record['settings'].get(name)}, not {value}: measure "
-                            f"likewise, or move that file away")
+def require_settings(found, file, wanted):
+    """Raise UserError when the measures of a file were made at the settings `found`, not at those `wanted`."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(f"{file} was measured with {name} {found.get(name)}, not {value}: measure likewise, or "
+                            f"move that file away")
 
 
 def kept(file, settings, of_original, partition):
@@ -291,7 +291,7 @@ def kept(file, settings, of_original, partition):
     manifest = os.path.join(os.path.dirname(file), "partition.json")
     if not read_partition(manifest).same_draw(partition):
         raise UserError(f"{file} is of other deposit classes or data: name a partition.json of its draw by --partition")
-    require_settings(record, file, {**settings, "partition": record["settings"].get("partition")})
+    require_settings(record["settings"], file, {**settings, "partition": record["settings"].get("partition")})
     return record
 
 
@@ -305,7 +305,7 @@ def measured(known, wanted, file, identity):
         record = {**identity, "measures": {}}
     if record["original"] != identity["original"]:
         raise UserError(f"{file} was measured beside another T0: name that one by --original, or move that file away")
-    require_settings(record, file, identity["settings"])
+    require_settings(record["settings"], file, identity["settings"])
     record = with_others({**record, **identity}, file, known.relearn_rate)
     for name in wanted:
         if name not in record["measures"]:
@@ -331,8 +331,7 @@ def partition_of(args):
     """(Partition whose deposit classes T has forgotten, content of T0's file)."""
     content, partition = read(args.original, "original")
     manifests = {args.partition: read_partition(args.partition)} if args.partition else {}
-    manifests.update({file: read(file, "retrained")[1] for file in args.retrained
-                      if not file.endswith(".json")})
+    manifests.update({file: read(file, "retrained")[1] for file in args.retrained if not file.endswith(".json")})
     draws = [partition.other_draw(other, file, args.original) for file, other in manifests.items()] or [partition]
     if len({draw.hash for draw in draws}) > 1:
         raise UserError(f"{', '.join(manifests)} are of different deposit classes: name files of one draw")

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from analysis.residual import tune
+from analysis.residual import require_settings, tune
 from datasets import evaluation_batches, load_images
 from models.architectures import join_network, split_network
 from models.difference import between, shifted
@@ -44,10 +44,8 @@ def withdrawn_after(folder, args, runtime):
     identity = {"target": content["checksum"], "lr": args.lr, "seed": args.seed}
     before = load_json(file) if os.path.exists(file) else {}
     kept = before["steps"] if before.get("target") == identity["target"] else {}
-    for name in ("lr", "seed"):
-        if kept and before[name] != identity[name]:
-            raise UserError(f"{file} was measured with {name} {before[name]}, not {identity[name]}: measure likewise, "
-                            f"or move that file away")
+    if kept:
+        require_settings(before, file, identity)
     missing = [step for step in args.steps if str(step) not in kept]
     if not missing:
         return kept

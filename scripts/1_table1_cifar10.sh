@@ -39,6 +39,7 @@ flags_of() { # variant
 for variant in $VARIANTS; do flags_of "$variant" > /dev/null; done
 refuse_deposit_flag --preset "VARIANTS sets it, so name it there"
 if [ "${INDEPENDENT:-0}" = 1 ]; then require_retrain_epochs; fi
+accept_flags
 make_original "$SAVE/original"
 for variant in $VARIANTS; do
     metrics=()

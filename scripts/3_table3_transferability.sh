@@ -19,6 +19,7 @@ STUDENTS=${STUDENTS:-cnn resnet18} STUDENT_EPOCHS=${STUDENT_EPOCHS:-30}
 SAVE=${SAVE:-checkpoints/table3_$ARCH}
 require_retrain_epochs
 refuse_deposit_flag --lambda_at "LAMBDA_AT sets it"
+accept_flags
 for weight in $LAMBDA_AT; do accepts train_deposit --lambda_at "$weight"; done
 # shellcheck disable=SC2086 # flags are words
 for student in $STUDENTS; do

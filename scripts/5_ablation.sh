@@ -50,6 +50,7 @@ measured_deposit() { # folder seed [flag ...]
 }
 
 for axis in $AXES; do values "$axis" > /dev/null; done
+accept_flags
 make_original "$SAVE/original"
 for seed in "$@"; do
     draw_partition "$SAVE/default/seed$seed" "$seed"

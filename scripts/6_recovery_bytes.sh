@@ -16,6 +16,7 @@ refuse_deposit_flag --preset "the terms of paper and of ours are both run"
 refuse_deposit_flag --prune_ratio "RATIOS sets it, so name it there"
 refuse_deposit_flag --last_layer "all forms need T0's"
 for ratio in $RATIOS; do accepts train_deposit --prune_ratio "$ratio"; done
+accept_flags
 make_original "$SAVE/original"
 runs=() pruned=()
 for seed in "$@"; do

@@ -60,7 +60,7 @@ accepts() { # program flag ...: ends the script now, in the program's words, whe
     python -m "$@" --help > /dev/null
 }
 
-accept_flags() { # those of later stages, before T0 is trained
+accept_flags() { # those of later stages, which each script asks for before anything is trained
     if [ -n "${DEPOSIT_FLAGS:-}" ]; then accepts train_deposit $DEPOSIT_FLAGS; fi
     if [ -n "${RETRAIN_FLAGS:-}" ]; then accepts train_scratch $RETRAIN_FLAGS; fi
 }
@@ -76,7 +76,6 @@ train_original() { # folder, which has a partition, seed [flag ...]
 }
 
 make_original() { # folder; T0 serves every draw, so that of its own partition does not matter
-    accept_flags
     draw_partition "$1" 0
     train_original "$1" 0 ${WEIGHTS:+--weights "$WEIGHTS"}
 }
